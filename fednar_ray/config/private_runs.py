@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import InitErrorDetails
 
-from fednar_ray.config.privacy import FednarBoundSettings, PrivacySettings
+from fednar_ray.config.privacy import AdaptiveBoundSettings, FednarBoundSettings, PrivacySettings
 from fednar_ray.config.problems import build_problem
 from fednar_ray.config.tables import TabularSettings
 
@@ -55,6 +55,7 @@ def find_privacy_problems(sections: Mapping[str, Any]) -> Iterator[InitErrorDeta
         yield from _check_bound(privacy, sections)
         yield from _check_algorithm(sections)
         yield from _check_server(sections)
+        yield from _check_masked_sums(privacy, sections)
 
 
 def _check_examples(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
@@ -105,9 +106,6 @@ def _check_algorithm(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
 
 
 def _check_server(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-    if sections.get("secure_aggregation") is not None:
-        text = "cannot be used with privacy of whole clients; use privacy.examples with it, or one of the two alone"
-        yield build_problem(("secure_aggregation",), "given", text)
     screening, aggregation = sections.get("screening"), sections.get("aggregation")
     execution, evaluation = sections.get("execution"), sections.get("evaluation")
     if screening is not None and screening.max_deviation is not None:
@@ -125,6 +123,23 @@ def _check_server(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     if evaluation is not None and evaluation.federated:
         text = "evaluates the clients' own examples, which costs privacy that is not accounted; use false"
         yield build_problem(("evaluation", "federated"), True, text)
+
+
+def _check_masked_sums(privacy: PrivacySettings, sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    """Finds what noise in masked sums cannot be combined with: a count of updates, small samples, a second bound."""
+    secure, federation, data = sections.get("secure_aggregation"), sections.get("federation"), sections.get("data")
+    if secure is None:
+        return
+    if isinstance(privacy.bound, AdaptiveBoundSettings):
+        text = "counts updates by their norms, which secure_aggregation hides; use fixed or fednar"
+        yield build_problem(("privacy", "bound", "name"), "adaptive", text)
+    if secure.clip is not None:
+        text = "is a second bound; remove it: privacy.bound bounds every update"
+        yield build_problem(("secure_aggregation", "clip"), secure.clip, text)
+    sampled = None if federation is None else federation.clients_per_round
+    if sampled is not None and (data is None or sampled != data.partition.clients):
+        text = "draws a sum of few clients now and then, which would show them; with secure_aggregation use null, all"
+        yield build_problem(("federation", "clients_per_round"), sampled, text)
 
 
 def _check_data(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:

@@ -11,6 +11,7 @@ from fednar_ray.config.algorithm import AlgorithmSettings, RegularizerSettings
 from fednar_ray.config.base import Count, Example, Positive, Settings, check_number
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import EvaluationSettings, FederationSettings
+from fednar_ray.config.privacy import PrivacySettings
 from fednar_ray.config.problems import build_problem
 from fednar_ray.config.robustness import AggregationSettings, AvailabilitySettings, ScreeningSettings
 
@@ -31,8 +32,8 @@ class SecureAggregationSettings(Settings):
     """The size of the integers to which updates are rounded, at random and without bias. bits + ⌈log₂ n⌉ may be at most
     32 for n clients per round."""
     clip: Annotated[Positive | None, Example(5.0, "execution.placement=serial")] = None
-    """The bound of an update's norm. Longer updates are scaled down. null: the bound K·η_t·A_t that the regularizer
-    ``fednar`` keeps with ``federation.local_steps``; without these, the clip is required."""
+    """The bound of an update's norm. Longer updates are scaled down. null: that of ``privacy.bound``, or K·η_t·A_t,
+    which the regularizer ``fednar`` keeps with ``federation.local_steps``; without these, the clip is required."""
     max_examples: Annotated[Count | None, Example(10_000, *_IN_SERIAL)] = None
     """The largest number of training examples that a client may have, n_max. null: that of the largest client."""
     directory: Annotated[str | None, Field(pattern="^/"), Example("/var/lib/fednar", *_IN_SERIAL)] = None
@@ -53,7 +54,8 @@ def find_secure_problems(
         yield from _check_execution(execution)
     if federation is not None:
         yield from _check_federation(settings, federation, _count_clients(sections))
-        yield from _check_range(settings, federation, sections.get("regularizer"))
+        if not _is_bounded_by_privacy(sections):
+            yield from _check_range(settings, federation, sections.get("regularizer"))
     if (algorithm := sections.get("algorithm")) is not None:
         yield from _check_algorithm(algorithm)
     yield from _check_single_updates(sections)
@@ -105,6 +107,11 @@ def _check_federation(
     text = find_size_problem(settings.bits, max(counts, default=1))
     if text is not None:
         yield build_problem((PLACE, "bits"), settings.bits, text)
+
+
+def _is_bounded_by_privacy(sections: Mapping[str, Any]) -> bool:
+    privacy: PrivacySettings | None = sections.get("privacy")
+    return privacy is not None and privacy.protects_clients
 
 
 def _check_range(

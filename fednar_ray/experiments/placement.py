@@ -228,7 +228,7 @@ def open_pool(
     if training.secure is not None:
         from fednar_ray.execution.masking_pool import MaskingPool
 
-        pool = MaskingPool.dedicated(session, actors, settings, training, federation)
+        pool = MaskingPool.dedicated(session, actors, settings, training, federation, private=private)
         pool.run = training.secure.run
     elif plan.placement == "dedicated":
         pool = ActorPool.dedicated(session, actors, settings, training, federation, private=private)

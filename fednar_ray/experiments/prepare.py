@@ -128,12 +128,13 @@ class Prepared:
         settings, federation = self.experiment.secure_aggregation, self.experiment.federation
         if settings is None:
             return None
+        private = None if self.privacy is None else self.privacy.settings.bound
         return SecurePlan(
             run=run,
             seed=self.experiment.seed,
             threshold=settings.threshold,
             bits=settings.bits,
-            clip=settings.clip,
+            clip=settings.clip if private is None else private.norm,
             steps=federation.local_steps if self.experiment.regularizer.name == "fednar" else None,
             most_examples=settings.max_examples or int(self.federation.shards.sizes.max()),
             weighted=self.algorithm.weighted,

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 
 from fednar_ray.core.errors import SiloRefused
 from fednar_ray.core.flat_params import FloatVector
+from fednar_ray.core.messages import Broadcast
 from fednar_ray.core.random import Purpose, seed_sequence
 from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.federated.group_update import Trained
+from fednar_ray.privacy.mechanism import compute_clip_factors
 from fednar_ray.secure.plan import SecurePlan
 from fednar_ray.secure.quantizer import count_levels, decode, quantize
 from fednar_ray.secure.totals import LIMBS, decode_totals, encode_totals
@@ -38,17 +41,32 @@ class DecodedSum:
     """The sum over the clients of an attempt.
 
     Attributes:
-        delta: Σ weight_i·Δ_i / Σ weight_i, quantized, [d].
+        words: Σ weight_i·Δ_i, quantized, in units of ``step``, [d].
+        step: What one unit is worth.
         weight: Σ weight_i.
         totals: The sums of ``TOTALS``, by name.
     """
 
-    delta: FloatVector
+    words: WordVector
+    step: float
     weight: float
     totals: Mapping[str, float]
 
+    def compute_mean(self) -> FloatVector:
+        """Computes Σ weight_i·Δ_i / Σ weight_i, [d]."""
+        return decode(self.words, self.step / self.weight)
 
-def encode_update(plan: SecurePlan, trained: Trained, scalars: RoundScalars, round_index: int) -> WordVector:
+    def compute_sum(self) -> FloatVector:
+        """Computes Σ weight_i·Δ_i, [d]."""
+        return decode(self.words, self.step)
+
+    @property
+    def most_added(self) -> float:
+        """By how much rounding can lengthen a client's part of the sum: each of d numbers moves by less than a step."""
+        return self.step * sqrt(len(self.words))
+
+
+def encode_update(plan: SecurePlan, trained: Trained, broadcast: Broadcast) -> WordVector:
     """Returns the update, the weight and the totals of one client as words, [d + EXTRA_WORDS], without masks.
 
     Random rounding follows from seed, round and client, so every attempt gives the same words.
@@ -56,15 +74,19 @@ def encode_update(plan: SecurePlan, trained: Trained, scalars: RoundScalars, rou
     Raises:
         SiloRefused: The client has more examples than the plan allows.
     """
-    metrics = trained.metrics
+    metrics, scalars = trained.metrics, broadcast.scalars
     (client_id,), examples, norm = metrics.client_ids, int(metrics.examples[0]), float(metrics.delta_norms[0])
     if examples > plan.most_examples:
         raise SiloRefused(f"{examples} examples are more than {plan.most_examples}")
     weight, delta = examples if plan.weighted else 1, trained.delta[0].cpu().numpy()
-    factor = 1.0 if plan.clip is None or norm <= plan.clip else plan.clip / norm
+    if broadcast.norm_bound is not None:
+        norm = float(np.linalg.norm(delta.astype(np.float64)))  # float32 may lose 1e-3 of a long sum
+        factor = float(compute_clip_factors([norm], broadcast.norm_bound)[0])
+    else:
+        factor = 1.0 if plan.clip is None or norm <= plan.clip else plan.clip / norm
     vector = np.empty(len(delta) + EXTRA_WORDS, dtype=np.uint32)
     scale = factor * weight / plan.most_weight * count_levels(plan.bits) / plan.compute_range(scalars)
-    address = seed_sequence(plan.seed, Purpose.QUANTIZATION, round_index=round_index, client_id=client_id)
+    address = seed_sequence(plan.seed, Purpose.QUANTIZATION, round_index=broadcast.round_index, client_id=client_id)
     saturated = quantize(delta, scale, plan.bits, address, vector[: len(delta)])
     vector[len(delta)] = weight
     totals = {
@@ -85,9 +107,9 @@ def encode_update(plan: SecurePlan, trained: Trained, scalars: RoundScalars, rou
 def decode_sum(plan: SecurePlan, words: WordVector, scalars: RoundScalars) -> DecodedSum:
     """Returns what the sum of the clients' words stands for, [d + EXTRA_WORDS], once no mask is left in it."""
     dimension = len(words) - EXTRA_WORDS
-    weight = float(words[dimension])
     return DecodedSum(
-        delta=decode(words[:dimension], plan.compute_step(scalars) / weight),
-        weight=weight,
+        words=words[:dimension],
+        step=plan.compute_step(scalars),
+        weight=float(words[dimension]),
         totals=decode_totals(TOTALS, words[dimension + WEIGHT_WORDS :]),
     )

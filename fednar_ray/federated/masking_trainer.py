@@ -40,7 +40,7 @@ class MaskingTrainer:
         if not metrics.included[0]:
             exclusion = metrics.exclusions.get(client_id, Exclusion(ExclusionReason.NOT_FINITE))
             return Withheld(client_ids=(client_id,), exclusion=exclusion)
-        vector = encode_update(self.plan, trained, request.broadcast.scalars, request.round_index)
+        vector = encode_update(self.plan, trained, request.broadcast)
         packages = self._silos[client_id].mask(request.attempt, vector)
         return MaskedUpdate(
             client_ids=(client_id,), vector=vector, packages=packages, train_seconds=metrics.train_seconds

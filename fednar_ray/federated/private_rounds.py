@@ -8,16 +8,18 @@ from dataclasses import replace
 import numpy as np
 
 from fednar_ray.algorithms.server_optimizers import RoundAggregate
+from fednar_ray.core.flat_params import FloatVector
 from fednar_ray.core.messages import Broadcast
 from fednar_ray.federated.aggregation import RoundSums
 from fednar_ray.federated.round_plan import RoundPlan
+from fednar_ray.federated.secure_round import SecureSums
 from fednar_ray.federated.server_state import ServerSide
 from fednar_ray.privacy.keys import compute_context
 from fednar_ray.privacy.mechanism import ClientPrivacy
 
 
 def step_privately(
-    plan: RoundPlan, privacy: ClientPrivacy, now: ServerSide, broadcast: Broadcast, sums: RoundSums
+    plan: RoundPlan, privacy: ClientPrivacy, now: ServerSide, broadcast: Broadcast, sums: RoundSums | SecureSums
 ) -> tuple[ServerSide, dict[str, float]]:
     """Takes the server step of a round, whoever came, and returns the metrics that may be reported.
 
@@ -28,14 +30,16 @@ def step_privately(
         privacy: The bound and the noise.
         now: The server's side before the step.
         broadcast: The round, with the bound of its updates.
-        sums: The sum of the updates, each at most as long as the bound; empty if nobody came.
+        sums: The sum of the updates, each at most as long as the bound, up to rounding of masked ones; empty if nobody
+            came.
     """
     index, bound, scalars = broadcast.round_index, broadcast.norm_bound, broadcast.scalars
     assert bound is not None
-    total = np.zeros_like(now.server.parameters) if sums.delta is None else sums.delta
+    total, most_added = _get_sum(sums)
+    total = np.zeros_like(now.server.parameters) if total is None else total
     context = compute_context(now.server.parameters, _list_included(sums))
     aggregate = RoundAggregate(
-        delta=privacy.build_mean(index, bound, total, context),
+        delta=privacy.build_mean(index, bound + most_added, total, context),
         mean_squared_norm=np.nan,  # not released
         clients=privacy.expected_clients,
         population=privacy.clients,
@@ -43,6 +47,7 @@ def step_privately(
     )
     within = None
     if now.norm_bound is not None:
+        assert isinstance(sums, RoundSums), "masked sums show no count"
         norms = sums.get_column("delta_norms") if sums.metrics else np.zeros(0)
         within = privacy.count_within(index, bound, norms, context)
     then = replace(
@@ -65,8 +70,18 @@ def step_privately(
     }
 
 
-def _list_included(sums: RoundSums) -> list[int]:
+def _get_sum(sums: RoundSums | SecureSums) -> tuple[FloatVector | None, float]:
+    """Returns the sum of the updates, and by how much one of them can be longer in it than the bound."""
+    if isinstance(sums, RoundSums):
+        return sums.delta, 0.0
+    assert sums.decoded is not None
+    return sums.decoded.compute_sum(), sums.decoded.most_added
+
+
+def _list_included(sums: RoundSums | SecureSums) -> list[int]:
     """Lists the clients whose updates are in the sum, by id."""
+    if isinstance(sums, SecureSums):
+        return sorted(sums.arrived)
     return sorted(
         client_id
         for metrics in sums.metrics

@@ -66,7 +66,6 @@ def _run_round(
     phases.add_ahead(pool.take_seconds_ahead())
     privacy = plan.privacy
     if privacy is not None:
-        assert isinstance(sums, RoundSums), "masked updates of private clients"
         then, metrics = step_privately(plan, privacy, now, start.broadcast, sums)
     elif selection.returned:
         _check_enough(plan, index, selection, sums)

@@ -16,7 +16,7 @@ from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.flat_params import FloatVector
 from fednar_ray.core.messages import Broadcast, ClientMetrics, ClientsLost, GroupTask
 from fednar_ray.core.timing import Phases
-from fednar_ray.federated.masked_vector import EXTRA_WORDS, decode_sum
+from fednar_ray.federated.masked_vector import EXTRA_WORDS, DecodedSum, decode_sum
 from fednar_ray.secure.messages import (
     Attempt,
     MaskedBroadcast,
@@ -59,24 +59,27 @@ class SecureSums:
         client_names: How messages call the clients.
         exclusions: By client id, why a client is not in the sums.
         arrived: The clients that are in the sums.
-        delta: Σ weight_i·Δ_i / Σ weight_i, quantized, [d]; None until the sum is unmasked.
-        weight: Σ weight_i.
-        totals: The other sums, by name.
+        decoded: What was summed; None until the sum is unmasked.
         bytes_down: What clients received.
         bytes_up: What they sent.
         client_seconds: How long they trained.
+        quiet: Whether the log leaves out which clients are excluded, since who takes part is private.
     """
 
     round_index: int
     client_names: ClientNames = ()
     exclusions: dict[int, Exclusion] = field(default_factory=dict)
     arrived: tuple[int, ...] = ()
-    delta: FloatVector | None = None
-    weight: float = 0.0
-    totals: Mapping[str, float] = field(default_factory=dict)
+    decoded: DecodedSum | None = None
     bytes_down: int = 0
     bytes_up: int = 0
     client_seconds: float = 0.0
+    quiet: bool = False
+
+    @property
+    def log_level(self) -> int:
+        """The level at which exclusions are logged."""
+        return logging.DEBUG if self.quiet else logging.WARNING
 
     @property
     def metrics(self) -> tuple[ClientMetrics, ...]:
@@ -98,10 +101,10 @@ class SecureSums:
 
     def aggregate(self, population: int, epsilon: float) -> RoundAggregate:
         """Returns the round's aggregate; the arguments are those of ``RoundSums.aggregate``."""
-        assert self.delta is not None
+        assert self.decoded is not None
         return RoundAggregate(
-            delta=self.delta,
-            mean_squared_norm=self.totals["squared_norm"] / self.weight,
+            delta=self.decoded.compute_mean(),
+            mean_squared_norm=self.decoded.totals["squared_norm"] / self.decoded.weight,
             clients=len(self.arrived),
             population=population,
             epsilon=epsilon,
@@ -109,7 +112,8 @@ class SecureSums:
 
     def compute_training_metrics(self) -> dict[str, float]:
         """Returns the means over the clients that a plain round has as well."""
-        totals = self.totals
+        assert self.decoded is not None
+        totals = self.decoded.totals
         return {
             "train_loss": totals["loss"] / totals["examples"],
             "clip_fraction": totals["clipped_steps"] / totals["steps"],
@@ -119,13 +123,14 @@ class SecureSums:
 
     def compute_metrics(self) -> dict[str, float]:
         """Returns the metrics that are not those of a plain round, or differ there."""
+        assert self.decoded is not None
         return {
             "client_seconds": self.client_seconds,
             "bytes_down": float(self.bytes_down),
             "bytes_up": float(self.bytes_up),
             "secure/survivors": float(len(self.arrived)),
-            "secure/saturated": self.totals["saturated"],
-            "secure/clipped_updates": self.totals["clipped_updates"],
+            "secure/saturated": self.decoded.totals["saturated"],
+            "secure/clipped_updates": self.decoded.totals["clipped_updates"],
         }
 
 
@@ -147,7 +152,8 @@ def train_securely(
             not used again.
     """
     assert isinstance(pool, SecurePool), "the pool cannot mask updates"
-    sums = SecureSums(round_index=broadcast.round_index, client_names=names)
+    private = broadcast.norm_bound is not None
+    sums = SecureSums(round_index=broadcast.round_index, client_names=names, quiet=private)
     attempt = _start_attempt(plan, pool, sums, tasks)
     masked = _Collector(sums, attempt, len(broadcast.parameters) + EXTRA_WORDS)
     request = MaskedBroadcast(broadcast=broadcast, attempt=attempt)
@@ -158,8 +164,7 @@ def train_securely(
         masked.add(update)
     with phases.measure("train"):
         words = masked.unmask(pool)
-    decoded = decode_sum(plan, words, broadcast.scalars)
-    sums.delta, sums.weight, sums.totals = decoded.delta, decoded.weight, decoded.totals
+    sums.decoded = decode_sum(plan, words, broadcast.scalars)
     return sums
 
 
@@ -226,7 +231,7 @@ class _Collector:
             if isinstance(lost, ClientsLost):
                 who = describe_client(lost.client_ids[0], sums.client_names)
                 text = "round %d: %s was lost while the sum was unmasked; its update is in it: %s"
-                log.warning(text, sums.round_index, who, lost.reason)
+                log.log(sums.log_level, text, sums.round_index, who, lost.reason)
         _check_enough(sums, len(reveals), len(attempt.members), attempt.threshold, "answers to unmask the sum")
         return masked.unmask(reveals)
 
@@ -237,12 +242,13 @@ def _check_enough(sums: SecureSums, count: int, members: int, threshold: int, wh
         return
     text = f"{what} of {count} of {members} clients arrived, secure_aggregation.threshold requires {threshold}"
     excluded = next(iter(sums.exclusions.items()), None)
-    if excluded is None:
+    if excluded is None or sums.quiet:
         raise RoundAborted(sums.round_index, text)
     who = describe_client(excluded[0], sums.client_names)
     raise RoundAborted(sums.round_index, f"{text}; {who} excluded: {excluded[1]}", excluded[1].reason)
 
 
 def _exclude(sums: SecureSums, client_id: int, exclusion: Exclusion) -> None:
-    log.warning("round %d: %s excluded: %s", sums.round_index, describe_client(client_id, sums.client_names), exclusion)
+    who = describe_client(client_id, sums.client_names)
+    log.log(sums.log_level, "round %d: %s excluded: %s", sums.round_index, who, exclusion)
     sums.exclusions[client_id] = exclusion

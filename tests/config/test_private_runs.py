@@ -107,9 +107,24 @@ def test_silos_are_refused_since_their_examples_are_evaluated() -> None:
     )
 
 
-def test_masked_sums_of_private_clients_are_refused() -> None:
-    changes = ("secure_aggregation={clip: 1.0}", "execution.placement=serial")
-    assert any("secure_aggregation: 'given': cannot be used with privacy of whole clients" in p for p in find(*changes))
+MASKED = ("secure_aggregation={}", "execution.placement=serial")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("secure_aggregation.clip=1.0", "secure_aggregation.clip: 1.0 is a second bound; remove it"),
+        ("privacy.bound=adaptive", "privacy.bound.name: 'adaptive': counts updates by their norms"),
+        ("federation.clients_per_round=4", "federation.clients_per_round: 4: draws a sum of few clients now and then"),
+    ],
+)
+def test_what_noise_in_masked_sums_cannot_be_combined_with(change: str, problem: str) -> None:
+    assert any(problem in each for each in find(*MASKED, "federation.clients_per_round=null", change))
+
+
+def test_noise_in_masked_sums_needs_no_other_bound() -> None:
+    changes = [*MASKED, "federation.clients_per_round=null", "regularizer.name=decoupled", "privacy.bound=fixed"]
+    assert parse_experiment(PRIVATE, *changes).experiment.secure_aggregation is not None
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedadam", "fedadam_li2023", "fedyogi", "fedadagrad"])

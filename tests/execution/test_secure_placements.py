@@ -45,6 +45,19 @@ def test_actors_give_the_same_bytes_as_one_process(session: fr.RaySession, tmp_p
     assert list((tmp_path / "keys").iterdir()) == []  # the actors have deleted their keys
 
 
+def test_actors_of_private_clients_give_the_same_bytes_as_one_process(session: fr.RaySession, tmp_path: Path) -> None:
+    privacy = {"privacy": {"noise_multiplier": 1.0, "delta": 0.01, "bound": {"norm": 0.5}}}
+
+    def build_private(placement: str) -> fr.Experiment:
+        federation = {**SECURE["federation"], "sampling": "poisson", "clients_per_round": None}
+        secure = {"directory": str(tmp_path)}
+        return build_experiment({"placement": placement}, federation=federation, secure_aggregation=secure, **privacy)
+
+    found = train(build_private("dedicated"), Trap("die", tmp_path / "sprung"), session)
+    assert (tmp_path / "sprung").exists()
+    assert summarize(found) == summarize(train(build_private("serial"), Trap("", None)))
+
+
 def test_an_actor_that_dies_in_mid_round_changes_nothing(session: fr.RaySession, tmp_path: Path) -> None:
     found = train(build(tmp_path), Trap("die", tmp_path / "sprung"), session)
     assert (tmp_path / "sprung").exists()

@@ -1,6 +1,8 @@
 """Private rounds: the server's step against NumPy, bounds, and what may be reported."""
 
+import logging
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 import fednar_ray as fr
+from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.private_metrics import PRIVATE_METRICS
 from fednar_ray.core.random import Purpose
 from fednar_ray.privacy.keys import NoiseKey, build_public_key, compute_context, draw_key
@@ -165,3 +168,55 @@ def test_updates_of_large_models_are_not_longer_than_the_bound() -> None:
     delta = torch.full((1, 10_000_000), 1e-3)  # whose norm is off by a thousandth in float32
     factor = compute_clip_factors(torch.linalg.vector_norm(delta, dim=-1, dtype=torch.float64).numpy(), 1.0)
     assert float((delta * torch.from_numpy(factor)).double().norm()) <= 1.0
+
+
+def build_masked(bits: int, norm: float, z: float, directory: Path, **changes: Any) -> fr.Experiment:
+    federation = {**FEDERATION, "clients_per_round": None, **changes.pop("federation", {})}
+    secure = {"bits": bits, "directory": str(directory)}
+    privacy = {"noise_multiplier": z, "bound": {"norm": norm}, **changes.pop("privacy", {})}
+    return build(privacy, federation=federation, secure_aggregation=secure, **changes)
+
+
+@pytest.mark.parametrize(("bits", "norm"), [(8, 0.05), (8, 1.0), (20, 0.05), (24, 1.0)])
+def test_the_noise_of_masked_sums_is_that_of_the_bound_after_rounding(tmp_path: Path, bits: int, norm: float) -> None:
+    z, levels, everyone = 0.7, 2 ** (bits - 1) - 1, list(range(len(SIZES)))
+    experiment = build_masked(bits, norm, z, tmp_path)
+    report, oracle, start = train(experiment)[0], build_oracle(), get_start()
+    step = min(norm, 3 * 0.1 * 10.0) / levels
+    sensitivity = norm + step * np.sqrt(33)  # each of 33 numbers moves by less than a step
+    noise = draw_noise(build_public_key(experiment), 0, start, everyone).astype(np.float64)
+    without = len(SIZES) * (report.parameters.astype(np.float64) - start) - z * sensitivity * noise
+    if bits == 8:
+        assert without / step == pytest.approx(np.round(without / step), abs=0.01)  # nothing but integers is left
+    deltas = np.array([oracle.local(0, i)[0].numpy() for i in everyone])
+    lengths = np.linalg.norm(deltas, axis=1)
+    assert (lengths > norm).any() == (norm < 1)
+    total = (deltas * np.minimum(1.0, norm / lengths)[:, None]).sum(axis=0)
+    assert without == pytest.approx(total, abs=len(SIZES) * step + 1e-4)
+
+
+def test_masked_rounds_report_no_more_than_plain_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = build({"noise_multiplier": 1.0}, federation={**FEDERATION, "clients_per_round": None})
+    masked = build_masked(24, 1.0, 1.0, tmp_path, attacks={"nan": 0.2})
+    for one, other in zip(train(plain), train(masked), strict=True):
+        assert one.metrics.keys() == other.metrics.keys()
+        assert (other.client_ids, other.exclusions, other.step_norms, other.norm_quantiles) == ((), {}, {}, ())
+        assert one.metrics["privacy/epsilon"] == other.metrics["privacy/epsilon"]
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO and "client" in record.message]
+
+
+def test_the_end_of_a_masked_round_names_no_client(tmp_path: Path) -> None:
+    experiment = build_masked(24, 1.0, 1.0, tmp_path, attacks={"nan": 0.8})
+    with pytest.raises(RoundAborted, match=r"masked updates of 2 of 8 clients arrived, secure_aggr.* requires 6$"):
+        train(experiment)
+
+
+def test_masked_updates_are_as_long_as_the_bound_of_fednar(tmp_path: Path) -> None:
+    sections = {"regularizer": {"clip_bound": 0.3, "clip_bound_anneal": 0.9}, "algorithm": {"local_lr_anneal": 0.8}}
+    tight = build_masked(24, 1.0, 1e-9, tmp_path, privacy={"bound": "fednar"}, **sections)
+    plain = build(
+        {"noise_multiplier": 1e-9, "bound": "fednar"}, federation={**FEDERATION, "clients_per_round": None}, **sections
+    )
+    for one, other in zip(train(tight), train(plain), strict=True):
+        assert one.metrics["privacy/bound"] == other.metrics["privacy/bound"]
+        assert one.parameters == pytest.approx(other.parameters, abs=1e-5)

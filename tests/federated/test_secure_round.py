@@ -114,8 +114,8 @@ def run_round(
         for task in start.tasks:
             if task.client_ids[0] not in {*before, *keys}:
                 trained = pool.trainer.train_rows(start.broadcast, task)
-                total = total + encode_update(plan, trained, start.scalars, start.broadcast.round_index)
-        return sums, decode_sum(plan, total, start.scalars).delta.tobytes()
+                total = total + encode_update(plan, trained, start.broadcast)
+        return sums, decode_sum(plan, total, start.scalars).compute_mean().tobytes()
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ def run_round(
 )
 def test_the_sum_is_that_of_the_survivors_bit_for_bit(tmp_path: Path, lost: dict[str, Any]) -> None:
     sums, expected = run_round(build_experiment(tmp_path), **lost)
-    assert sums.delta is not None
-    assert sums.delta.tobytes() == expected
+    assert sums.decoded is not None
+    assert sums.decoded.compute_mean().tobytes() == expected
     gone = {*lost.get("before", ()), *lost.get("keys", ())}
     assert set(sums.exclusions) == gone
     assert sums.arrived == tuple(sorted(set(range(4)) - gone))
-    assert sums.weight == sum(SIZES[i] for i in sums.arrived)  # decoded exactly
+    assert sums.decoded.weight == sum(SIZES[i] for i in sums.arrived)  # decoded exactly
 
 
 @pytest.mark.parametrize(
