@@ -26,7 +26,7 @@ def build_example_privacy(
 
     Raises:
         ConfigError: Something of the data or the model cannot be private, or no noise reaches the target. All problems
-            are reported at once.
+            but the last are reported at once, before the noise is looked for, which takes seconds.
         BadInput: dp-accounting is not installed.
     """
     privacy = experiment.privacy
@@ -38,6 +38,8 @@ def build_example_privacy(
     steps = workload.steps(sizes)
     problems = [*_find_delta_problems(settings, federation), *find_model_problems(traits)]
     problems += [*find_data_problems(experiment, federation), *_find_random_problems(federation, traits)]
+    if problems:
+        raise ConfigError(tuple(problems))
     announce("finding the noise of the silos")
     silos = {i: (int(size), int(taken)) for i, (size, taken) in enumerate(zip(sizes, steps, strict=True)) if size}
     build = partial(_build_mechanism, settings, workload.batch_size, experiment.federation.rounds)
@@ -45,9 +47,7 @@ def build_example_privacy(
         noise = {i: _choose_noise(settings, build(*silo)) for i, silo in silos.items()}
     except ValueError as error:
         text = "use a larger one, fewer rounds or local steps, or a smaller federation.batch_size"
-        problems.append(f"privacy.examples.epsilon: {settings.epsilon:g} {error}; {text}")
-    if problems:
-        raise ConfigError(tuple(problems))
+        raise ConfigError((f"privacy.examples.epsilon: {settings.epsilon:g} {error}; {text}",)) from error
     return ExamplePrivacy(
         norm=settings.norm,
         batch_size=workload.batch_size,

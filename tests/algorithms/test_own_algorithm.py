@@ -88,6 +88,7 @@ def test_a_reimplemented_preset_equals_the_preset(rules: str) -> None:
     np.testing.assert_array_equal(build_parameters(build_experiment(own)), build_parameters(build_experiment(preset)))
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_its_state_is_saved_in_checkpoints(rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     one = build_experiment(
@@ -99,6 +100,7 @@ def test_its_state_is_saved_in_checkpoints(rules: str, tmp_path: Path, monkeypat
     np.testing.assert_array_equal(resumed.parameters, build_parameters(one))
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_shared_vector_is_broadcast_and_saved_in_checkpoints(
     rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_epochs_over_unequal_shards_equal_the_independent_loop(preset: str) -> N
         np.testing.assert_allclose(report.parameters, oracle.round(report.round_index).numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_masked_group_equals_single_clients(preset: str, regularizer: str) -> None:

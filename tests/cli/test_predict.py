@@ -288,6 +288,8 @@ def test_a_run_on_other_data_names_the_way_to_its_model() -> None:
 CONVOLUTION = """
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("long_computation")
+
 def net(channels: int = 3) -> nn.Module:
     features = nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, channels, 2), nn.Flatten())
     return nn.Sequential(features, nn.Linear(channels, 3), nn.Tanh())

@@ -38,6 +38,7 @@ SMALL = ("federation.rounds=1", "federation.clients_per_round=2", "federation.lo
          "execution.placement=serial", "execution.vectorize=1")  # fmt: skip
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("name", ["cifar10_resnet18", "shakespeare"])
 def test_a_large_file_trains_one_round_at_reduced_size(name: str) -> None:
     experiment = fr.load(FOLDER / f"{name}.yaml", overrides=SMALL).model_copy(update={"data": None})

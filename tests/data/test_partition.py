@@ -216,6 +216,7 @@ def draw_as_acar(labels: np.ndarray, clients: int, rng: np.random.Generator, alp
     return counts
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 @pytest.mark.parametrize("class_sizes", [(45,) * 8, (10, 15, 20, 30, 45, 60, 80, 100)], ids=["balanced", "unbalanced"])
 def test_dirichlet_equal_matches_the_procedure_of_acar_et_al(alpha, class_sizes):

@@ -29,6 +29,7 @@ def load_scripts(monkeypatch: pytest.MonkeyPatch) -> Import:
     return load
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_every_part_runs_on_a_cpu_and_the_page_has_its_results(load: Import, tmp_path: Path) -> None:
     check, page, iter_rows = load("gpu_checks.check"), load("gpu_checks.page"), load("gpu_checks.part").iter_rows
     results: dict[str, Any] = {"machine": check.describe("cpu"), "parts": {}}

@@ -53,6 +53,7 @@ HEALTHY = {
 }
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("case", HEALTHY)
 def test_a_run_that_learns_raises_no_alert(case):
     assert train_digits(*HEALTHY[case], rounds=15) == ()
@@ -80,6 +81,7 @@ CHANGE = {
 }
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("case", BAD)
 def test_a_badly_chosen_setting_is_reported_with_a_remedy(case):
     file, overrides, names = BAD[case]
@@ -117,6 +119,7 @@ ADVISED = {
 }
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("case", ADVISED)
 def test_following_an_alert_does_not_lower_the_accuracy(case):
     overrides, values = ADVISED[case]

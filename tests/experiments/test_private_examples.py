@@ -20,6 +20,8 @@ from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import _find_problem
 from tests.support.stores import create_store
 
+pytestmark = pytest.mark.usefixtures("long_computation")
+
 CLIENTS = 3
 
 

@@ -148,6 +148,7 @@ def build_experiment(vectorize: int, **federation: Any) -> fr.Experiment:
     )
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("name", LAYERS)
 def test_training_with_random_layers_does_not_depend_on_the_groups(name: str) -> None:
     torch.manual_seed(0)

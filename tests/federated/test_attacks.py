@@ -57,10 +57,12 @@ def find_senders(reports: list[fr.RoundReport], reason: ExclusionReason) -> set[
     return {client for report in reports for client, why in report.exclusions.items() if why.reason is reason}
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_without_a_defense_two_of_twenty_clients_ruin_the_model(clean: float) -> None:
     assert mean_accuracy(train_misbehaving("none")) < clean - 0.3
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("defense", [name for name in DEFENCES if name != "none"])
 def test_a_defended_run_ends_within_two_points_of_the_clean_one(defense: str, clean: float) -> None:
     assert mean_accuracy(train_misbehaving(defense)) > clean - 0.02

@@ -661,6 +661,7 @@ def test_the_comparison_changes_no_bits_and_accepts_dropout(width: int, monkeypa
     assert train_to_end(model, width, rounds=4).parameters.tobytes() == compared.parameters.tobytes()
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")

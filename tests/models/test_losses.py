@@ -177,6 +177,7 @@ def build_priced(directory: Path, **data: Any) -> fr.Experiment:
     return fr.Experiment.model_validate({**build().model_dump(exclude_none=True), **changes})
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_scaled_regression_predicts_in_the_labels_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     x, y = write_tables(tmp_path / "houses")

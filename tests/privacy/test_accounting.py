@@ -33,6 +33,7 @@ def account_by_hand(q: float, z: float, rounds: int, interval: float) -> float:
     return float(accountant.compose(SelfComposedDpEvent(event, rounds)).get_epsilon(DELTA))
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize(("q", "z", "rounds"), [(0.25, 1.0, 12), (0.05, 0.8, 40), (1.0, 3.0, 10)])
 def test_epsilon_equals_the_accountant_called_by_hand(q: float, z: float, rounds: int) -> None:
     mechanism = build(q, rounds)
@@ -68,6 +69,7 @@ def test_epsilon_is_near_the_published_values_of_dp_sgd() -> None:
     assert found == pytest.approx(central, rel=0.02)
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 8.0])
 def test_the_noise_found_for_a_target_reaches_it_and_never_exceeds_it(epsilon: float) -> None:
     mechanism = build(0.1, 30)
@@ -90,6 +92,7 @@ def test_with_hardly_any_noise_epsilon_is_infinite() -> None:
     assert build(0.1, 5).compute_epsilon(LEAST / 2, 0) == 0
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_what_is_spent_is_exact_at_some_rounds_and_never_too_low() -> None:
     mechanism = build(0.1, 45)
     spending = compute_spending(mechanism, 1.5)

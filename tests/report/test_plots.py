@@ -39,6 +39,7 @@ def test_plots_of_curves_are_images_of_sensible_size(rounds, validation, tmp_pat
     assert_sensible(draw_curves(history, tmp_path / "curves.png"))
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("rounds", [1, 30])
 @pytest.mark.parametrize("seeds", [1, 3])
 @pytest.mark.parametrize("decays", [(0.01,), (0.0, 0.01, 0.1)], ids=str)
@@ -124,6 +125,7 @@ def test_the_only_evaluation_of_a_comparison_is_visible(tmp_path):
     assert count_colored(picture[: picture.shape[0] // 4]) > 20  # the upper half of its panel, above the legend
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("decays", [(0.01,), (0.0,), (0.0, 0.01), (0.001, 0.01, 0.1), tuple(np.logspace(-5, 0, 20))])
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_plot_of_accuracy_by_decay_is_an_image_of_sensible_size(decays, seeds, tmp_path):

@@ -225,6 +225,7 @@ def test_a_run_can_start_from_the_network_of_another_runs_model(trained: Trained
     assert all(torch.equal(own[name], given[name]) for name in given)
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_finished_and_a_resumed_run_have_the_same_model(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +246,7 @@ def test_a_finished_and_a_resumed_run_have_the_same_model(
         assert torch.equal(mlflow.pytorch.load_model(str(resumed.directory / "model"))(x), resumed.model(x))
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_silos_save_the_same_model_as_a_folder_of_their_files(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

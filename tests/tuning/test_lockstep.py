@@ -70,6 +70,7 @@ def check_same_as_alone(
     assert bool(own_work) != packed
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_and_regularizer_gives_the_bytes_of_its_own_run(
     preset: str, monkeypatch: pytest.MonkeyPatch
@@ -104,6 +105,7 @@ CIRCUMSTANCES: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("overrides", CIRCUMSTANCES.values(), ids=CIRCUMSTANCES)
 def test_no_circumstance_changes_the_bytes(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     check_same_as_alone(build_all(*overrides), monkeypatch)
