@@ -97,6 +97,24 @@ def test_the_replacement_of_a_dedicated_actor_gets_the_same_shard(session: fr.Ra
     assert dedicated == run({"placement": "serial"}, Trap("", None))
 
 
+@pytest.mark.parametrize("bound", ["adaptive", "fednar"])
+def test_a_killed_actor_changes_neither_the_bytes_nor_the_epsilon_of_private_clients(
+    session: fr.RaySession, tmp_path: Path, bound: str
+) -> None:
+    def run(execution: dict[str, Any], model: torch.nn.Module) -> list[Any]:
+        federation = {"local_epochs": None, "local_steps": 3, "sampling": "poisson", "clients_per_round": 5}
+        privacy = {"noise_multiplier": 1.0, "delta": 0.01, "bound": bound}
+        reports = train(build_experiment(execution, federation=federation, privacy=privacy), model, session)
+        return [
+            (each.parameters.tobytes(), each.metrics["privacy/epsilon"], each.metrics["privacy/bound"])
+            for each in reports
+        ]
+
+    killed = run(POOLED, Trap("die", tmp_path / "sprung"))
+    assert (tmp_path / "sprung").exists()
+    assert killed == run({"placement": "serial"}, Trap("", None))
+
+
 def test_an_unexpected_change_of_a_buffer_ends_a_run_on_actors(session: fr.RaySession) -> None:
     class Late(Trap):
         def __init__(self) -> None:
