@@ -31,6 +31,7 @@ import numpy as np
 import pytest
 
 import fednar_ray as fr
+from tests.support.drawn import draw_by_default
 
 TESTS = Path(__file__).parent
 RAY_FIXTURES = {"local_ray", "session", "own_ray"}
@@ -41,6 +42,7 @@ LONG_FIXTURES = {"long_computation"}
 LANES_BY_LENGTH = ("search", "ray", "process", "record", "long")
 MAY_START_PYTHON = {"ray", "process", "search"}
 
+draw_by_default()
 _lanes_of_current_test: set[str] = set(MAY_START_PYTHON)
 
 

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ from fednar_ray.algorithms.regularizers import (
     no_regularization,
 )
 from fednar_ray.core.flat_params import ParameterLayout, flatten
+from tests.support.drawn import draw
 
 every_regularizer = pytest.mark.parametrize("name", REGULARIZERS)
-drawn = settings(max_examples=100, deadline=None)
+drawn = draw(100)
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 6))
 floats = st.floats(-1e3, 1e3, width=32)
 pairs = shapes.flatmap(lambda shape: st.tuples(*[arrays(np.float32, shape, elements=floats)] * 2))

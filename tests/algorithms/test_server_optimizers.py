@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -15,6 +15,7 @@ from fednar_ray.algorithms import server_optimizers as rules
 from fednar_ray.algorithms.presets import build_algorithm
 from fednar_ray.algorithms.server_optimizers import RoundAggregate, ServerOptimizer, ServerState
 from fednar_ray.config import PRESET_SETTINGS, read_algorithm
+from tests.support.drawn import draw
 
 Steps = Iterator[tuple[np.ndarray, np.ndarray]]  # each round's iterate and eval_params, float64
 
@@ -279,7 +280,7 @@ def test_feddyn_matches_numbers_by_hand():
 
 
 @every_rule
-@settings(max_examples=30, deadline=None)
+@draw(30)
 @given(
     start=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=8),
     count=st.integers(1, 3),

@@ -18,16 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from fednar_ray.checkpoint import BackgroundWriter, Checkpoint, CheckpointStore, Snapshot, Storage, open_storage
 from fednar_ray.checkpoint.manifest import cut_history
 from fednar_ray.core.errors import CheckpointError
+from tests.support.drawn import draw
 from tests.support.forked_workers import get_executable
 
-drawn = settings(max_examples=60, deadline=None)
+drawn = draw(60)
 
 
 def build_row(client_id: int, version: int) -> np.ndarray:
@@ -555,7 +556,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=200, deadline=None)
+@draw(200)
 @given(data=st.data())
 def test_any_flipped_bit_or_truncation_is_detected(folder, data):
     name = data.draw(st.sampled_from(sorted(TWO)), "file")
@@ -699,7 +700,7 @@ def test_an_edited_manifest_with_a_matching_checksum_is_accepted():
     assert (edited.next_round, edited.facts) == (22, {"edited": True})
 
 
-@settings(max_examples=200, deadline=None)
+@draw(200)
 @given(data=st.data())
 def test_a_manifest_with_wrong_types_is_damaged(data):
     path, value = data.draw(st.sampled_from(PLACES), "place")

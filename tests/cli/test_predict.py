@@ -22,6 +22,8 @@ from fednar_ray.config import dump
 from fednar_ray.core.random import Purpose, generator
 from tests.support.stores import create_store
 
+pytestmark = pytest.mark.usefixtures("long_computation")
+
 SHARE = 0.25
 ROWS = {"north": 60, "south": 41, "west": 52}
 
@@ -287,8 +289,6 @@ def test_a_run_on_other_data_names_the_way_to_its_model() -> None:
 
 CONVOLUTION = """
 from torch import nn
-
-pytestmark = pytest.mark.usefixtures("long_computation")
 
 def net(channels: int = 3) -> nn.Module:
     features = nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, channels, 2), nn.Flatten())

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import fednar_ray as fr
 from fednar_ray.config import PRESET_SETTINGS, build_document, dump, load_document, load_embedded
 from fednar_ray.config.loading import parse_document
+from tests.support.drawn import draw
 from tests.support.experiment_files import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +147,7 @@ experiments = st.fixed_dictionaries(
 ).filter(lambda e: "data" not in e or "model" in e)
 
 
-@settings(deadline=None)
+@draw()
 @given(experiments)
 def test_dump_reads_back_to_an_equal_experiment(values: dict[str, Any]) -> None:
     experiment = fr.Experiment.model_validate(values)
@@ -213,26 +214,26 @@ def check_read_or_refused(text: str, overrides: list[str]) -> None:
         assert parse_document(dump(experiment), "dumped").experiment == experiment
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@draw(300, derandomize=True)
 @given(documents, overrides_)
 def test_any_mapping_and_any_overrides_are_read_or_refused(document: dict[str, Any], overrides: list[str]) -> None:
     check_read_or_refused(yaml.safe_dump(document), overrides)
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@draw(300, derandomize=True)
 @given(draw_section(EXPERIMENT_KEYS[""]), overrides_)
 def test_any_experiment_is_read_or_refused(experiment: Any, overrides: list[str]) -> None:
     check_read_or_refused(json.dumps({"experiment": experiment}), overrides)
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@draw(300, derandomize=True)
 @given(st.text(st.sampled_from("experimnt: seda{}[]&*!<>|-,'\"\n\t019._~#?é\x00")) | st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     check_read_or_refused(text, [])
     check_read_or_refused("experiment: {federation: {rounds: 1, local_steps: 1}}", [f"seed={text}", text])
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@draw(200, derandomize=True)
 @given(draw_section(EXPERIMENT_KEYS[""]))
 def test_python_values_are_validated_or_refused(values: Any) -> None:
     with contextlib.suppress(ValidationError):

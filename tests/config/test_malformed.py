@@ -17,13 +17,14 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 import fednar_ray as fr
 from fednar_ray.config import load_document
 from fednar_ray.core.errors import format_text
 from fednar_ray.experiments.prepare import Prepared, prepare
+from tests.support.drawn import draw
 from tests.support.processes import finish, start_fednar
 
 CLIENTS, ROUNDS = 4, 3
@@ -93,7 +94,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def draw_cases(count: int) -> Callable[[Any], Any]:
     """Returns settings for ``count`` reproducible cases, each of which rewrites the folder."""
     tolerated = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=tolerated)
+    return draw(count, derandomize=True, database=None, suppress_health_check=tolerated)
 
 
 def load_everything(content: bytes, overrides: Sequence[str] = ()) -> Prepared | tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fednar_ray as fr
@@ -15,6 +15,7 @@ from fednar_ray.config.loading import parse_document
 from fednar_ray.config.yaml_text import NotYaml, parse, write
 from fednar_ray.core.errors import format_value
 from fednar_ray.tracking.searches import parse_value
+from tests.support.drawn import draw
 
 NUMBERS = (
     "1e-3", "1E5", "999e-3", "1e+3", "+1e3", "-1e3", ".5", "-.5", "+.5e3", "1.e3", "1.5e3", "1.5E-2", "0e0", "1e300",
@@ -36,13 +37,13 @@ def test_a_value_that_is_not_a_number_is_text(text: str) -> None:
     assert parse(text) == text
 
 
-@settings(max_examples=100, deadline=None)
+@draw(100)
 @given(st.from_regex(r"[-+]?([0-9]{1,5}\.?[0-9]{0,5}|\.[0-9]{1,5})[eE][-+]?[0-9]{1,3}", fullmatch=True))
 def test_every_number_with_an_exponent_is_parsed(text: str) -> None:
     assert parse(text) == float(text)
 
 
-@settings(max_examples=100, deadline=None)
+@draw(100)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.sampled_from(NUMBERS),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fednar_ray.core.flat_params import flatten, flatten_buffers
@@ -14,9 +14,10 @@ from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.transforms import Augmentation, Transform, compute_channel_statistics
 from fednar_ray.federated.scoring import Scorer
 from tests.conftest import build_small_federation
+from tests.support.drawn import draw
 
 CPU = torch.device("cpu")
-drawn = settings(max_examples=100, deadline=None)
+drawn = draw(100)
 
 
 @drawn

@@ -5,13 +5,14 @@ from itertools import accumulate
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from fednar_ray.core.errors import DataError
 from fednar_ray.data import partition as partitions
 from fednar_ray.data.partition import Partition
+from tests.support.drawn import draw
 
 Kind = Callable[[np.ndarray, int, np.random.Generator], Partition]
 KINDS: dict[str, Kind] = {
@@ -26,7 +27,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 some_labels = st.lists(st.sampled_from([0, 1, 2, 5, 9]), min_size=1, max_size=150).map(np.array)
 some_clients = st.integers(1, 25)
 seeds = st.integers(0, 2**32)
-drawn = settings(max_examples=60, deadline=None)
+drawn = draw(60)
 
 
 def assert_each_example_once(split: Partition, examples: int, clients: int) -> None:

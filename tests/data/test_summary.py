@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
@@ -18,6 +18,7 @@ from fednar_ray.data.label_summary import _summarize, compute_share_between
 from fednar_ray.data.loading import load_federation
 from fednar_ray.data.summary import compute_heterogeneity, format_summary, summarize
 from fednar_ray.report.plots import draw_federation
+from tests.support.drawn import draw
 
 rows_of_counts = st.lists(st.lists(st.integers(0, 30), min_size=4, max_size=4), min_size=1, max_size=6)
 
@@ -31,7 +32,7 @@ def test_equal_clients_have_distance_zero_and_empty_ones_are_ignored() -> None:
     assert compute_heterogeneity(np.array([[2, 4, 6], [1, 2, 3], [0, 0, 0]])) == pytest.approx(0, abs=1e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@draw(60)
 @given(rows=rows_of_counts)
 def test_the_distance_follows_from_entropies(rows: list[list[int]]) -> None:
     counts = np.array(rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
@@ -20,6 +20,7 @@ from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.alerts import CHECKS, Alert, AlertMonitor, ChanceLevel, find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
+from tests.support.drawn import draw
 from tests.support.stores import create_store
 
 CHANCE = ChanceLevel("accuracy", 0.1)
@@ -132,7 +133,7 @@ def test_following_an_alert_does_not_lower_the_accuracy(case):
         assert after >= before - 0.02, change
 
 
-@settings(max_examples=60, deadline=None)
+@draw(60)
 @given(data=st.data(), anneal=st.floats(0.8, 1.0), name=st.sampled_from(["fednar", "decoupled"]))
 def test_an_advised_bound_would_have_clipped_at_most_half_of_the_steps(data, anneal, name):
     """The norms have any spread; rows are clients and columns are steps."""
@@ -319,7 +320,7 @@ numbers = st.one_of(st.floats(), st.sampled_from([0.0, math.nan, math.inf]))
 histories = st.lists(st.dictionaries(st.sampled_from([*USUAL, "test_accuracy", "test_loss"]), numbers), max_size=15)
 
 
-@settings(max_examples=200, deadline=None)
+@draw(200)
 @given(history=histories, name=st.sampled_from(["fednar", "decoupled", "coupled", "none"]))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # sums of infinities
 def test_no_record_causes_an_error_in_a_check(history, name):
@@ -368,6 +369,7 @@ def load_tags(run_id: str, folder: Path) -> dict[str, str]:
     return {key: value for key, value in found.items() if key.startswith("fednar.alert")}
 
 
+@pytest.mark.usefixtures("recorded_runs")
 def test_an_alert_is_logged_and_tracked_and_returned_and_kept(federation, folder, monkeypatch, caplog):
     monkeypatch.chdir(folder)
     settings = build_serial_experiment(folder)
@@ -388,6 +390,7 @@ def test_an_alert_is_logged_and_tracked_and_returned_and_kept(federation, folder
     assert not any("clips_everything" in message for message in caplog.messages)  # it was reported before
 
 
+@pytest.mark.usefixtures("recorded_runs")
 def test_a_run_without_alerts_records_none(federation, folder, monkeypatch):
     monkeypatch.chdir(folder)
     result = fr.run(build_serial_experiment(folder, regularizer={"clip_bound": 1.0}), federation=federation)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fednar_ray as fr
 from fednar_ray.core.reports import RoundReport
+from tests.support.drawn import draw
 
 EMPTY = np.zeros(0, dtype=np.float32)
 INFO = fr.RunInfo(name="small", rounds=30, primary="accuracy", metrics=("test_accuracy", "validation_accuracy"))
@@ -67,7 +68,7 @@ def test_a_loss_improves_downward_and_small_changes_may_not_count() -> None:
     assert count_rounds(fr.EarlyStopping(2, metric=loss, min_change=0.5), losses, metric=loss) == 3
 
 
-@settings(max_examples=50, deadline=None)
+@draw(50)
 @given(
     values=st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=20),
     patience=st.integers(1, 5),

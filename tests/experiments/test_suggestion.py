@@ -19,6 +19,8 @@ from fednar_ray.report.identical import describe_identical, find_identical
 from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.journal import Journal
 
+pytestmark = pytest.mark.usefixtures("long_computation")
+
 
 def build_experiment(**regularizer: object) -> fr.Experiment:
     return fr.Experiment.model_validate(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
@@ -17,12 +17,13 @@ from fednar_ray.config.robustness import AvailabilitySettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.schedules import Workload
 from fednar_ray.federated.client_sampling import Availability, Selection, load_trace
+from tests.support.drawn import draw
 from tests.support.oracle import SAMPLING, build_generator
 
 ONE_STEP = Workload(batch_size=10, local_steps=1, local_epochs=None)
 TWO_EPOCHS = Workload(batch_size=10, local_steps=None, local_epochs=2)
 UNEVEN = (10, 20, 30, 40)  # two epochs of batches of 10: 2, 4, 6 and 8 steps; at 2 steps a second 1, 2, 3 and 4 s
-drawn = settings(max_examples=60, deadline=None)
+drawn = draw(60)
 seeds = st.integers(0, 2**64)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -25,6 +24,7 @@ from fednar_ray.federated import client_states
 from fednar_ray.federated import server_state as federation_state
 from fednar_ray.federated.client_states import ClientStates, StatesView
 from fednar_ray.federated.server_state import FederationState, ServerSide
+from tests.support.drawn import draw
 from tests.support.journals import limit_disk
 
 D = 5  # floats per row
@@ -258,7 +258,7 @@ class ComparedWithDictionary(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_operations_matches_a_dictionary() -> None:
-    options = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+    options = draw(60, stateful_step_count=40, derandomize=True)
     run_state_machine_as_test(ComparedWithDictionary, settings=options)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -22,6 +22,7 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.federated.client_summaries import compute_client_means, summarize_accuracies
 from fednar_ray.federated.evaluation import TASK_BATCHES, Evaluation
 from fednar_ray.federated.scoring import BATCH, CLIENTS, Scorer
+from tests.support.drawn import draw
 
 A_TASK = BATCH * TASK_BATCHES
 HELD_OUT = {"test_accuracy", "test_loss", "validation_accuracy", "validation_loss"}
@@ -213,7 +214,7 @@ def test_the_worst_decile_of_twenty_clients_is_two_clients_and_empty_clients_are
     assert summarize_accuracies(compute_accuracies([[], *twenty[1:]]))["client_accuracy_worst_decile"] == 0.5
 
 
-@settings(max_examples=150, deadline=None)
+@draw(150)
 @given(st.data())
 def test_metrics_across_clients_are_bounded_and_ordered_and_independent_of_client_order(data: st.DataObject) -> None:
     clients = data.draw(st.lists(st.lists(st.booleans(), max_size=6), min_size=1, max_size=45).filter(has_predictions))

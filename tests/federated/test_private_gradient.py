@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -12,6 +12,7 @@ from fednar_ray.core.flat_params import ParameterLayout, flatten
 from fednar_ray.data.batches import BatchPlan
 from fednar_ray.federated.private_gradient import PrivateGradient
 from fednar_ray.models.tasks import CLASSIFICATION
+from tests.support.drawn import draw
 
 FEATURES, CLASSES = 5, 3
 CPU = torch.device("cpu")
@@ -81,7 +82,7 @@ def test_a_draw_is_split_and_padded_and_never_truncated(physical_batch: int) -> 
     torch.testing.assert_close(got, whole, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@draw(30)
 @given(seed=st.integers(0, 1000), norm=st.sampled_from([1e-3, 0.1, 1.0, 30.0]), scale=st.sampled_from([1e-3, 1.0, 1e4]))
 def test_no_single_example_changes_the_sum_by_more_than_the_bound(seed: int, norm: float, scale: float) -> None:
     model, batch = build_model(seed), build_batch(1, seed)

@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
@@ -21,8 +21,9 @@ from fednar_ray.federated.robust import (
     robust_mean,
     trimmed_mean,
 )
+from tests.support.drawn import draw
 
-drawn = settings(max_examples=100, deadline=None)
+drawn = draw(100)
 every_rule = pytest.mark.parametrize("name", RULES)
 seeds = st.integers(0, 2**32)
 shares = st.sampled_from([0.0, 0.1, 0.2, 0.25, 0.34, 0.4, 0.49])

@@ -5,14 +5,15 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import ClientMetrics
 from fednar_ray.federated.screening import NOT_FINITE, screen
+from tests.support.drawn import draw
 
-drawn = settings(max_examples=100, deadline=None)
+drawn = draw(100)
 some_norms = st.lists(st.floats(0, 1e6), min_size=1, max_size=20)
 deviations = st.floats(0.1, 20)
 

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fednar_ray.federated.model_traits import ModelTraits
 from fednar_ray.federated.vectorization import CPU, MAX_GROUP_SIZE, StepCosts, choose_group_size, form_groups
+from tests.support.drawn import draw
 
-drawn = settings(max_examples=100, deadline=None)
+drawn = draw(100)
 
 
 def build_traits(alone: str | None = None, **numbers: float) -> ModelTraits:

@@ -166,6 +166,7 @@ def compute_resnet18(p: list[Tensor], x: Tensor, pooling: str) -> Tensor:
     return x
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_step_of_resnet18_gn_equals_plain_torch():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 3, 32, 32)).astype(np.float32), np.array([3, 9])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import (
@@ -39,8 +39,9 @@ from fednar_ray.models.tasks import (
     TASKS,
     Task,
 )
+from tests.support.drawn import draw
 
-drawn = settings(max_examples=200, deadline=None)
+drawn = draw(200)
 SIZES = (9, 20, 0, 14)
 
 # ——— losses ———

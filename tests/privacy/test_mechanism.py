@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fednar_ray.config import PrivacySettings
@@ -12,6 +12,7 @@ from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.privacy.accounting import Mechanism, Spending
 from fednar_ray.privacy.keys import NoiseKey
 from fednar_ray.privacy.mechanism import ClientPrivacy, compute_clip_factors
+from tests.support.drawn import draw
 
 SCALARS = RoundScalars(local_lr=0.1, weight_decay=0.01, clip_bound=2.0, epsilon=0.0)
 
@@ -39,7 +40,7 @@ def test_the_bounds_are_those_of_their_names() -> None:
 
 
 @given(st.lists(st.floats(0, 1e30), min_size=1, max_size=20), st.floats(1e-6, 1e6))
-@settings(max_examples=100, deadline=None)
+@draw(100)
 def test_a_clipped_update_is_never_longer_than_the_bound(norms: list[float], bound: float) -> None:
     factors = compute_clip_factors(norms, bound)
     assert factors.dtype == np.float32

@@ -20,6 +20,7 @@ from fednar_ray.tracking.run_lookup import find_run, list_runs
 from fednar_ray.tracking.run_summary import summarize
 from fednar_ray.tracking.sync import sync
 from tests.support.commands import run_in_process
+from tests.support.drawn import draw
 from tests.support.stores import create_store
 
 pytestmark = [
@@ -132,7 +133,7 @@ def damage(run: Path, name: str, how: Callable[[Path, np.random.Generator], None
     how(path, rng)
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@draw(60)
 @hypothesis.given(
     name=st.sampled_from(FILES), how=st.sampled_from(DAMAGES), seed=st.integers(0, 2**32), owed=st.booleans()
 )

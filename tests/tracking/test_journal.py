@@ -14,6 +14,7 @@ from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.journal import Journal, load_records, parse_line
+from tests.support.drawn import draw
 from tests.support.journals import build_record, limit_disk
 
 EXPERIMENT = fr.Experiment(name="kept")
@@ -29,7 +30,7 @@ records = st.builds(
 )
 
 
-@hypothesis.settings(max_examples=20, deadline=None)
+@draw(20)
 @hypothesis.given(drawn=st.lists(records, max_size=10))
 def test_rounds_are_read_back_unchanged(drawn: list[RoundRecord], tmp_path_factory: pytest.TempPathFactory) -> None:
     history = [dataclasses.replace(record, round_index=index) for index, record in enumerate(drawn)]

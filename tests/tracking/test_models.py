@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
@@ -30,6 +30,7 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.models import build_model
 from fednar_ray.tracking.models import save_model
 from tests.conftest import set_mlflow_store
+from tests.support.drawn import draw
 from tests.support.stores import create_store
 
 NAMES = ("age", "time", "dose")
@@ -374,7 +375,7 @@ def test_a_model_without_preprocessing_is_the_network_itself(tmp_path: Path, mon
 # ——— means and deviations from sums ———
 
 
-@settings(max_examples=60, deadline=None)
+@draw(60)
 @given(
     value=st.sampled_from([14.6, 0.1, 1e9 + 0.1, -3.3e-7, 1.7e18, 36.6, 1e-300, 0.0]),
     sizes=st.lists(st.integers(1, 400), min_size=1, max_size=8),

@@ -29,9 +29,12 @@ from tests.conftest import set_mlflow_store
 from tests.support.forked_workers import get_executable
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
-    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("recorded_runs"),
+    pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
+        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+    ),
+]
 
 METRICS = {
     "test_accuracy", "test_macro_f1", "test_loss", "train_loss", "clip_fraction", "effective_weight_decay",

@@ -20,6 +20,8 @@ from fednar_ray.federated.pack_trainer import MATRIX_ROWS, PackTrainer
 from fednar_ray.tuning.lockstep import train_together
 from fednar_ray.tuning.trial_federation import TrialFederation
 
+pytestmark = pytest.mark.usefixtures("long_computation")
+
 ROUNDS = 3
 BOUND, DECAY, RATE = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
 SMALL = (
@@ -70,7 +72,6 @@ def check_same_as_alone(
     assert bool(own_work) != packed
 
 
-@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_and_regularizer_gives_the_bytes_of_its_own_run(
     preset: str, monkeypatch: pytest.MonkeyPatch
@@ -105,7 +106,6 @@ CIRCUMSTANCES: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("overrides", CIRCUMSTANCES.values(), ids=CIRCUMSTANCES)
 def test_no_circumstance_changes_the_bytes(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     check_same_as_alone(build_all(*overrides), monkeypatch)
