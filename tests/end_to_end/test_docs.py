@@ -229,8 +229,10 @@ def test_no_page_contains_the_name_of_a_machine() -> None:
 
 
 SCRIPTS = {"bench": "benchmarks/compare.py", "chaos": "chaos_runs/chaos.py", "check": None, "demo": None, "docs": None,
-           "reproduce": "reproduction/reproduce.py", "screenshots": "browser/screenshots.py",
-           "secure_cost": "benchmarks/secure_cost.py", "stress": "stress_runs/stress.py",
+           "privacy_audit": "private/audit.py", "privacy_cost": "benchmarks/privacy_cost.py",
+           "privacy_study": "private/study.py", "reproduce": "reproduction/reproduce.py",
+           "screenshots": "browser/screenshots.py", "secure_cost": "benchmarks/secure_cost.py",
+           "stress": "stress_runs/stress.py",
            "tuning_example": "tuning/example.py"}  # fmt: skip
 
 
