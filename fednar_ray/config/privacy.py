@@ -100,7 +100,8 @@ class PrivacySettings(Settings):
     """ε of all planned rounds together. The noise multiplier is found for it. Set either this or
     ``noise_multiplier``."""
     noise_multiplier: Annotated[Positive | None, Example(1.1)] = None
-    """z: the noise in the sum of a round has the standard deviation z·C_t. Set either this or ``epsilon``."""
+    """z: the noise in the sum of a round has the standard deviation z·C_t, or a little more with
+    ``secure_aggregation``, whose rounding it covers. Set either this or ``epsilon``."""
     delta: Annotated[float, Field(gt=0, lt=1), Example(1e-6)] = 1e-5
     """δ, which must be below 1/N for N clients."""
     secret: Annotated[bool, Example(True)] = False

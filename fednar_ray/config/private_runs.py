@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import InitErrorDetails
 
-from fednar_ray.config.privacy import AdaptiveBoundSettings, FednarBoundSettings, PrivacySettings
+from fednar_ray.config.privacy import FednarBoundSettings, PrivacySettings
 from fednar_ray.config.problems import build_problem
 from fednar_ray.config.tables import TabularSettings
 
@@ -55,7 +55,6 @@ def find_privacy_problems(sections: Mapping[str, Any]) -> Iterator[InitErrorDeta
         yield from _check_bound(privacy, sections)
         yield from _check_algorithm(sections)
         yield from _check_server(sections)
-        yield from _check_masked_sums(privacy, sections)
 
 
 def _check_examples(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
@@ -92,7 +91,8 @@ def _check_bound(privacy: PrivacySettings, sections: Mapping[str, Any]) -> Itera
         return
     place, regularizer, federation = ("privacy", "bound", "name"), sections.get("regularizer"), sections["federation"]
     if regularizer is not None and regularizer.name != "fednar":
-        text = f"holds for the steps of regularizer.name=fednar only, not of {regularizer.name}; use fixed or adaptive"
+        others = "fixed or adaptive" if sections.get("secure_aggregation") is None else "fixed"
+        text = f"holds for the steps of regularizer.name=fednar only, not of {regularizer.name}; use {others}"
         yield build_problem(place, "fednar", text)
     if federation is not None and federation.local_epochs is not None:
         text = "needs federation.local_steps: with local_epochs, K depends on the sizes of the clients"
@@ -123,23 +123,6 @@ def _check_server(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     if evaluation is not None and evaluation.federated:
         text = "evaluates the clients' own examples, which costs privacy that is not accounted; use false"
         yield build_problem(("evaluation", "federated"), True, text)
-
-
-def _check_masked_sums(privacy: PrivacySettings, sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-    """Finds what noise in masked sums cannot be combined with: a count of updates, small samples, a second bound."""
-    secure, federation, data = sections.get("secure_aggregation"), sections.get("federation"), sections.get("data")
-    if secure is None:
-        return
-    if isinstance(privacy.bound, AdaptiveBoundSettings):
-        text = "counts updates by their norms, which secure_aggregation hides; use fixed or fednar"
-        yield build_problem(("privacy", "bound", "name"), "adaptive", text)
-    if secure.clip is not None:
-        text = "is a second bound; remove it: privacy.bound bounds every update"
-        yield build_problem(("secure_aggregation", "clip"), secure.clip, text)
-    sampled = None if federation is None else federation.clients_per_round
-    if sampled is not None and (data is None or sampled != data.partition.clients):
-        text = "draws a sum of few clients now and then, which would show them; with secure_aggregation use null, all"
-        yield build_problem(("federation", "clients_per_round"), sampled, text)
 
 
 def _check_data(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:

@@ -11,7 +11,7 @@ from fednar_ray.config.algorithm import AlgorithmSettings, RegularizerSettings
 from fednar_ray.config.base import Count, Example, Positive, Settings, check_number
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import EvaluationSettings, FederationSettings
-from fednar_ray.config.privacy import PrivacySettings
+from fednar_ray.config.privacy import AdaptiveBoundSettings, PrivacySettings
 from fednar_ray.config.problems import build_problem
 from fednar_ray.config.robustness import AggregationSettings, AvailabilitySettings, ScreeningSettings
 
@@ -54,8 +54,12 @@ def find_secure_problems(
         yield from _check_execution(execution)
     if federation is not None:
         yield from _check_federation(settings, federation, _count_clients(sections))
-        if not _is_bounded_by_privacy(sections):
-            yield from _check_range(settings, federation, sections.get("regularizer"))
+        yield from _check_poisson_sample(federation, _count_clients(sections))
+    privacy: PrivacySettings | None = sections.get("privacy")
+    if privacy is not None and privacy.protects_clients:
+        yield from _check_private_sums(settings, privacy)
+    elif federation is not None:
+        yield from _check_range(settings, federation, sections.get("regularizer"))
     if (algorithm := sections.get("algorithm")) is not None:
         yield from _check_algorithm(algorithm)
     yield from _check_single_updates(sections)
@@ -109,9 +113,21 @@ def _check_federation(
         yield build_problem((PLACE, "bits"), settings.bits, text)
 
 
-def _is_bounded_by_privacy(sections: Mapping[str, Any]) -> bool:
-    privacy: PrivacySettings | None = sections.get("privacy")
-    return privacy is not None and privacy.protects_clients
+def _check_poisson_sample(federation: FederationSettings, clients: int | None) -> Iterator[InitErrorDetails]:
+    sampled = federation.clients_per_round
+    if federation.sampling == "poisson" and sampled is not None and sampled != clients:
+        text = "draws only few clients now and then, whose sum would show them; with poisson use null, all clients"
+        yield build_problem(("federation", "clients_per_round"), sampled, text)
+
+
+def _check_private_sums(settings: SecureAggregationSettings, privacy: PrivacySettings) -> Iterator[InitErrorDetails]:
+    """Finds what noise in masked sums cannot be combined with: a second bound, and a count of updates."""
+    if isinstance(privacy.bound, AdaptiveBoundSettings):
+        text = "counts updates by their norms, which secure_aggregation hides; use fixed or fednar"
+        yield build_problem(("privacy", "bound", "name"), "adaptive", text)
+    if settings.clip is not None and settings is not UNKNOWN:
+        text = "is a second bound; remove it: privacy.bound bounds every update"
+        yield build_problem((PLACE, "clip"), settings.clip, text)
 
 
 def _check_range(
@@ -142,7 +158,8 @@ def _check_single_updates(sections: Mapping[str, Any]) -> Iterator[InitErrorDeta
     availability: AvailabilitySettings | None = sections.get("availability")
     evaluation: EvaluationSettings | None = sections.get("evaluation")
     if aggregation is not None and aggregation.name != "mean":
-        instead = "use mean, with secure_aggregation.clip" if aggregation.name == "norm_bound" else "use mean"
+        bounded = aggregation.name == "norm_bound" and sections.get("privacy") is None
+        instead = "use mean, with secure_aggregation.clip" if bounded else "use mean"
         text = f"needs single updates, of which secure_aggregation shows only the sum; {instead}"
         yield build_problem(("aggregation", "name"), aggregation.name, text)
     if screening is not None and screening.max_deviation is not None:

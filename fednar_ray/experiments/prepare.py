@@ -97,10 +97,13 @@ class Prepared:
 
     @property
     def clients_per_round(self) -> int:
-        """|S|, the number of clients per round; of an explicit schedule, the largest number that a round names."""
+        """|S|, the number of clients per round; of Poisson samples, that on average, if all clients had examples; of an
+        explicit schedule, the largest number that a round names."""
         settings = self.experiment.federation
         if settings.participation is not None:
             return max(len(ids) for ids in settings.participation)
+        if settings.clients_per_round is None and settings.sampling == "poisson":
+            return self.federation.num_clients  # each takes part for certain
         return settings.clients_per_round or int((self.federation.shards.sizes > 0).sum())
 
     def build_training_plan(self, program: GroupShape | None = None) -> TrainingPlan:

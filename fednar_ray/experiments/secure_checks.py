@@ -39,15 +39,16 @@ def _find_problems(
     sampled: int,
 ) -> Iterator[str]:
     sizes, client, buffers = federation.shards.sizes, algorithm.client, traits.changed_buffers
+    sampled = min(sampled, int((sizes > 0).sum()))
     if sampled < FEWEST_CLIENTS:
         yield f"secure_aggregation: {sampled} clients per round are too few; at least {FEWEST_CLIENTS} are needed"
     elif (text := find_size_problem(settings.bits, sampled)) is not None:
         yield f"secure_aggregation.bits: {settings.bits} {text}"
     most = settings.max_examples or int(sizes.max())
-    if sizes.max() > most:
+    if algorithm.weighted and sizes.max() > most:
         who = describe_client(int(sizes.argmax()), federation.client_names)
         yield f"secure_aggregation.max_examples: {most} is less than the {sizes.max()} examples of {who}"
-    if most * sampled >= 2**32:
+    if algorithm.weighted and most * sampled >= 2**32:
         yield f"secure_aggregation.max_examples: {most} of {sampled} clients do not fit into 32 bits"
     if client.next_state is not None or client.shared:
         yield "algorithm.function: its clients' states would reach the driver, which secure_aggregation prevents"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+import numpy.typing as npt
 
 from fednar_ray.core.errors import SiloRefused
 from fednar_ray.core.flat_params import FloatVector
@@ -56,9 +57,9 @@ class DecodedSum:
         """Computes Σ weight_i·Δ_i / Σ weight_i, [d]."""
         return decode(self.words, self.step / self.weight)
 
-    def compute_sum(self) -> FloatVector:
-        """Computes Σ weight_i·Δ_i, [d]."""
-        return decode(self.words, self.step)
+    def compute_sum(self) -> npt.NDArray[np.float64]:
+        """Computes Σ weight_i·Δ_i, [d], without rounding."""
+        return self.words.view(np.int32) * np.float64(self.step)
 
     @property
     def most_added(self) -> float:
@@ -69,21 +70,25 @@ class DecodedSum:
 def encode_update(plan: SecurePlan, trained: Trained, broadcast: Broadcast) -> WordVector:
     """Returns the update, the weight and the totals of one client as words, [d + EXTRA_WORDS], without masks.
 
-    Random rounding follows from seed, round and client, so every attempt gives the same words.
+    Random rounding follows from seed, round and client, so every attempt gives the same words. With a bound of the
+    broadcast, the clients are private: an update that is not finite counts as zero, and the totals are left out.
 
     Raises:
         SiloRefused: The client has more examples than the plan allows.
     """
     metrics, scalars = trained.metrics, broadcast.scalars
     (client_id,), examples, norm = metrics.client_ids, int(metrics.examples[0]), float(metrics.delta_norms[0])
-    if examples > plan.most_examples:
+    if plan.weighted and examples > plan.most_examples:
         raise SiloRefused(f"{examples} examples are more than {plan.most_examples}")
     weight, delta = examples if plan.weighted else 1, trained.delta[0].cpu().numpy()
-    if broadcast.norm_bound is not None:
+    private = broadcast.norm_bound is not None
+    if broadcast.norm_bound is None:
+        factor = 1.0 if plan.clip is None or norm <= plan.clip else plan.clip / norm
+    elif metrics.included[0]:
         norm = float(np.linalg.norm(delta.astype(np.float64)))  # float32 may lose 1e-3 of a long sum
         factor = float(compute_clip_factors([norm], broadcast.norm_bound)[0])
     else:
-        factor = 1.0 if plan.clip is None or norm <= plan.clip else plan.clip / norm
+        factor, delta = 1.0, np.zeros_like(delta)
     vector = np.empty(len(delta) + EXTRA_WORDS, dtype=np.uint32)
     scale = factor * weight / plan.most_weight * count_levels(plan.bits) / plan.compute_range(scalars)
     address = seed_sequence(plan.seed, Purpose.QUANTIZATION, round_index=broadcast.round_index, client_id=client_id)
@@ -100,7 +105,7 @@ def encode_update(plan: SecurePlan, trained: Trained, broadcast: Broadcast) -> W
         "clipped_updates": int(factor < 1),
         "saturated": saturated,
     }
-    encode_totals({name: totals[name] for name in TOTALS}, vector[len(delta) + WEIGHT_WORDS :])
+    encode_totals({name: 0.0 if private else totals[name] for name in TOTALS}, vector[len(delta) + WEIGHT_WORDS :])
     return vector
 
 

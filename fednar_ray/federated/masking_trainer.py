@@ -37,7 +37,7 @@ class MaskingTrainer:
         (client_id,) = task.client_ids
         trained = self._trainer.train_rows(request.broadcast, task)
         metrics = trained.metrics
-        if not metrics.included[0]:
+        if not metrics.included[0] and request.broadcast.norm_bound is None:
             exclusion = metrics.exclusions.get(client_id, Exclusion(ExclusionReason.NOT_FINITE))
             return Withheld(client_ids=(client_id,), exclusion=exclusion)
         vector = encode_update(self.plan, trained, request.broadcast)

@@ -6,6 +6,7 @@ Nothing else of a private round leaves the round loop: no metric of clients, no 
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from fednar_ray.algorithms.server_optimizers import RoundAggregate
 from fednar_ray.core.flat_params import FloatVector
@@ -37,7 +38,8 @@ def step_privately(
     assert bound is not None
     total, most_added = _get_sum(sums)
     total = np.zeros_like(now.server.parameters) if total is None else total
-    context = compute_context(now.server.parameters, _list_included(sums))
+    summed = b"" if isinstance(sums, RoundSums) else total.tobytes()
+    context = compute_context(now.server.parameters, _list_included(sums), summed)
     aggregate = RoundAggregate(
         delta=privacy.build_mean(index, bound + most_added, total, context),
         mean_squared_norm=np.nan,  # not released
@@ -70,7 +72,7 @@ def step_privately(
     }
 
 
-def _get_sum(sums: RoundSums | SecureSums) -> tuple[FloatVector | None, float]:
+def _get_sum(sums: RoundSums | SecureSums) -> tuple[FloatVector | npt.NDArray[np.float64] | None, float]:
     """Returns the sum of the updates, and by how much one of them can be longer in it than the bound."""
     if isinstance(sums, RoundSums):
         return sums.delta, 0.0

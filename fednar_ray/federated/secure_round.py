@@ -240,9 +240,12 @@ def _check_enough(sums: SecureSums, count: int, members: int, threshold: int, wh
     """Raises RoundAborted if fewer clients than the threshold have sent something."""
     if count >= threshold:
         return
+    if sums.quiet:
+        text = f"{what} of too few clients arrived, secure_aggregation.threshold requires {threshold} of {members}"
+        raise RoundAborted(sums.round_index, text)
     text = f"{what} of {count} of {members} clients arrived, secure_aggregation.threshold requires {threshold}"
     excluded = next(iter(sums.exclusions.items()), None)
-    if excluded is None or sums.quiet:
+    if excluded is None:
         raise RoundAborted(sums.round_index, text)
     who = describe_client(excluded[0], sums.client_names)
     raise RoundAborted(sums.round_index, f"{text}; {who} excluded: {excluded[1]}", excluded[1].reason)

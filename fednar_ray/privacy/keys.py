@@ -22,7 +22,8 @@ from fednar_ray.core.random import Purpose, seed_sequence
 
 KEY_BYTES = 32
 IDENTIFYING = ("seed", "federation", "algorithm", "regularizer", "privacy", "availability", "attacks", "changes")
-"""The sections that tell runs apart whose noise is simulated. Data and model follow below, without paths of files."""
+"""The sections that tell runs apart whose noise is simulated. Others follow below, without what a resume may change."""
+FREE = ("threshold", "directory")  # of secure_aggregation
 PATHS = ("directory", "path", "test_path", "weights", "download", "csv")
 
 
@@ -67,9 +68,12 @@ class NoiseKey:
         return hmac.digest(self.value, digest.encode(), "sha256").hex()
 
 
-def compute_context(parameters: FloatVector, client_ids: Sequence[int] = ()) -> bytes:
-    """Computes a digest of what a round noises: where it starts, x [d], and whose updates it sums."""
-    return hashlib.sha256(parameters.tobytes() + np.array(client_ids, dtype=np.int64).tobytes()).digest()
+def compute_context(parameters: FloatVector, client_ids: Sequence[int] = (), summed: bytes = b"") -> bytes:
+    """Computes a digest of what a round noises: where it starts, x [d], whose updates it sums, and the sum if given.
+
+    A sum of integers is given, since random rounding turns a difference in the last bits into whole steps.
+    """
+    return hashlib.sha256(parameters.tobytes() + np.array(client_ids, dtype=np.int64).tobytes() + summed).digest()
 
 
 def build_public_key(experiment: Experiment) -> NoiseKey:
@@ -83,6 +87,9 @@ def build_public_key(experiment: Experiment) -> NoiseKey:
     chosen["federation"] = {key: value for key, value in chosen.get("federation", {}).items() if key != "rounds"}
     for name in ("data", "model"):
         chosen[name] = {key: value for key, value in settings.get(name, {}).items() if key not in PATHS}
+    if "secure_aggregation" in settings:
+        masked = {key: value for key, value in settings["secure_aggregation"].items() if key not in FREE}
+        chosen["secure_aggregation"] = masked
     text = json.dumps(chosen, sort_keys=True)
     return NoiseKey(None, hashlib.sha256(text.encode()).digest())
 

@@ -11,6 +11,7 @@ One client changes the sum by at most C_t. Sources: McMahan et al., ICLR 2018 (f
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import exp
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,21 +96,28 @@ class ClientPrivacy:
             return longest if bound.norm is None else min(bound.norm, longest)
         return bound.norm
 
-    def build_mean(self, round_index: int, bound: float, total: FloatVector, context: bytes = b"") -> FloatVector:
+    def build_mean(
+        self,
+        round_index: int,
+        bound: float,
+        total: FloatVector | npt.NDArray[np.float64],
+        context: bytes = b"",
+    ) -> FloatVector:
         """Builds the noised mean of the updates, [d].
 
         Args:
             round_index: t.
             bound: C_t.
-            total: Σ Δ̂_i, [d]; zeros if nobody came.
+            total: Σ Δ̂_i, [d]; zeros if nobody came. The noise is added in its precision.
             context: What is summed, as in ``NoiseKey.build_generator``.
         """
         generator = self._build_generator(Purpose.PRIVACY_NOISE, round_index, context)
-        noise = generator.standard_normal(len(total), dtype=np.float32)
-        noise *= np.float32(self.update_noise_multiplier * bound)
+        number: Any = total.dtype.type
+        noise: npt.NDArray[Any] = generator.standard_normal(len(total), dtype=np.float32).astype(number, copy=False)
+        noise *= number(self.update_noise_multiplier * bound)
         noise += total
-        noise /= np.float32(self.expected_clients)
-        return noise
+        noise /= number(self.expected_clients)
+        return noise.astype(np.float32, copy=False)
 
     def count_within(
         self, round_index: int, bound: float, norms: npt.NDArray[np.float64], context: bytes = b""

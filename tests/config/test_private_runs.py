@@ -115,7 +115,7 @@ MASKED = ("secure_aggregation={}", "execution.placement=serial")
     [
         ("secure_aggregation.clip=1.0", "secure_aggregation.clip: 1.0 is a second bound; remove it"),
         ("privacy.bound=adaptive", "privacy.bound.name: 'adaptive': counts updates by their norms"),
-        ("federation.clients_per_round=4", "federation.clients_per_round: 4: draws a sum of few clients now and then"),
+        ("federation.clients_per_round=4", "federation.clients_per_round: 4: draws only few clients now and then"),
     ],
 )
 def test_what_noise_in_masked_sums_cannot_be_combined_with(change: str, problem: str) -> None:

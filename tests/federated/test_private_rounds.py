@@ -13,9 +13,14 @@ import fednar_ray as fr
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.private_metrics import PRIVATE_METRICS
 from fednar_ray.core.random import Purpose
+from fednar_ray.experiments.iter_rounds import build_initial_state, build_round_plan
+from fednar_ray.experiments.placement import plan_execution
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.federated.collection import start_round
 from fednar_ray.privacy.keys import NoiseKey, build_public_key, compute_context, draw_key
 from fednar_ray.privacy.mechanism import compute_clip_factors
 from tests.conftest import build_small_federation
+from tests.support.faulty_models import Trap, build_federation
 from tests.support.oracle import Oracle
 
 SIZES = (7, 30, 12, 1, 21, 9, 14, 5)
@@ -172,7 +177,7 @@ def test_updates_of_large_models_are_not_longer_than_the_bound() -> None:
 
 def build_masked(bits: int, norm: float, z: float, directory: Path, **changes: Any) -> fr.Experiment:
     federation = {**FEDERATION, "clients_per_round": None, **changes.pop("federation", {})}
-    secure = {"bits": bits, "directory": str(directory)}
+    secure = {"bits": bits, "directory": str(directory), **changes.pop("secure", {})}
     privacy = {"noise_multiplier": z, "bound": {"norm": norm}, **changes.pop("privacy", {})}
     return build(privacy, federation=federation, secure_aggregation=secure, **changes)
 
@@ -205,10 +210,40 @@ def test_masked_rounds_report_no_more_than_plain_ones(tmp_path: Path, caplog: py
     assert not [record for record in caplog.records if record.levelno >= logging.INFO and "client" in record.message]
 
 
-def test_the_end_of_a_masked_round_names_no_client(tmp_path: Path) -> None:
-    experiment = build_masked(24, 1.0, 1.0, tmp_path, attacks={"nan": 0.8})
-    with pytest.raises(RoundAborted, match=r"masked updates of 2 of 8 clients arrived, secure_aggr.* requires 6$"):
-        train(experiment)
+def test_the_end_of_a_masked_round_names_no_client_and_no_count(tmp_path: Path) -> None:
+    experiment = build_masked(24, 1.0, 1.0, tmp_path, secure={"threshold": 1.0})
+    text = r"masked updates of too few clients arrived, secure_aggregation.threshold requires 7 of 7$"
+    with pytest.raises(RoundAborted, match=text):
+        list(fr.iter_rounds(experiment, federation=build_federation(), model=Trap("raise", None)))
+
+
+def test_masked_updates_that_are_not_finite_count_as_zero(tmp_path: Path) -> None:
+    experiment = build_masked(24, 1.0, 0.5, tmp_path, attacks={"nan": 0.99})
+    report, start, count = train(experiment)[0], get_start(), len(SIZES)
+    noise = draw_noise(build_public_key(experiment), 0, start, list(range(count)))
+    assert report.parameters - start == pytest.approx(noise * 0.5 / count, abs=1e-6)
+
+
+def test_no_two_roundings_share_noise(tmp_path: Path) -> None:
+    plain = build({"noise_multiplier": 1.0}, federation={**FEDERATION, "clients_per_round": None})
+    keys = {build_public_key(each) for each in (plain, *(build_masked(bits, 1.0, 1.0, tmp_path) for bits in (8, 24)))}
+    assert len(keys) == 3
+    elsewhere = build_masked(24, 1.0, 1.0, tmp_path / "other", secure={"threshold": 0.9})
+    assert build_public_key(elsewhere) in keys  # these change no sum
+
+
+def test_everyone_with_examples_takes_part_where_all_are_wanted() -> None:
+    data = {"partition": {"kind": "dirichlet", "clients": 60, "alpha": 0.03, "min_examples": 0}}
+    federation = {**FEDERATION, "clients_per_round": None}
+    experiment = build({"noise_multiplier": 1.0, "delta": 1e-3}, federation=federation, data=data, model={})
+    prepared = prepare(experiment)
+    with_examples = np.flatnonzero(prepared.federation.shards.sizes).tolist()
+    assert 3 < len(with_examples) < 60
+    plan = build_round_plan(prepared, plan_execution(prepared, fr.RaySession()))
+    start = start_round(plan, build_initial_state(prepared))
+    assert list(start.selection.returned) == with_examples
+    assert prepared.privacy is not None
+    assert prepared.privacy.expected_clients == 60
 
 
 def test_masked_updates_are_as_long_as_the_bound_of_fednar(tmp_path: Path) -> None:
