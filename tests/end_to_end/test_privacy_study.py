@@ -70,6 +70,16 @@ def test_the_table_has_the_mean_and_the_interval_of_students_t(study: ModuleType
     assert table.splitlines()[0] == "| bound | regularizer | γ_A | γ_η | ε = 1 | no noise |"
 
 
+def test_differences_are_paired_by_seed(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = {"regularizer": (("fixed", "fednar", 1.0), ("fixed", "decoupled", 0.99))}
+    monkeypatch.setattr(study, "DIFFERENCES", pairs)
+    rows = build_rows(lambda epsilon, seed: 0.1 * seed)  # far apart between seeds, and alike within
+    better = (rows["regularizer"] == "fednar") & (rows["gamma_eta"] == 1)
+    rows.loc[better, "accuracy"] += 0.02 + 0.001 * (rows.loc[better, "seed"] - 1)
+    # 4.303 · 0.001 / √3 = 0.0025
+    assert study.build_differences(rows.sample(frac=1, random_state=0)).count("+0.020 ± 0.002") == 2
+
+
 def test_the_figure_is_drawn(study: ModuleType, tmp_path: Path) -> None:
     study.draw(study.summarize(build_rows(lambda epsilon, seed: 0.5 + 0.01 * seed)), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
