@@ -12,7 +12,7 @@ from fednar_ray.core.flat_params import FloatVector
 from fednar_ray.core.messages import Broadcast
 from fednar_ray.core.random import Purpose, seed_sequence
 from fednar_ray.core.schedules import RoundScalars
-from fednar_ray.federated.group_update import Trained
+from fednar_ray.federated.group_update import Trained, measure_lengths
 from fednar_ray.privacy.mechanism import compute_clip_factors
 from fednar_ray.secure.plan import SecurePlan
 from fednar_ray.secure.quantizer import count_levels, decode, quantize
@@ -85,7 +85,7 @@ def encode_update(plan: SecurePlan, trained: Trained, broadcast: Broadcast) -> W
     if broadcast.norm_bound is None:
         factor = 1.0 if plan.clip is None or norm <= plan.clip else plan.clip / norm
     elif metrics.included[0]:
-        norm = float(np.linalg.norm(delta.astype(np.float64)))  # float32 may lose 1e-3 of a long sum
+        norm = float(measure_lengths(trained.delta)[0])
         factor = float(compute_clip_factors([norm], broadcast.norm_bound)[0])
     else:
         factor, delta = 1.0, np.zeros_like(delta)

@@ -8,7 +8,9 @@ One client changes the sum by at most C_t. Sources: McMahan et al., ICLR 2018 (f
 2021 (adaptive bounds).
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import exp
 from typing import Any
@@ -24,6 +26,8 @@ from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.privacy.accounting import Mechanism, Spending
 from fednar_ray.privacy.keys import NoiseKey
 
+NOISE_BLOCK = 1 << 20
+"""How many numbers of the noise come from one stream."""
 ROUNDING = 2.0**-17
 """By how much clipped updates stay below the bound, so that float32 cannot round them above it."""
 
@@ -113,7 +117,7 @@ class ClientPrivacy:
         """
         generator = self._build_generator(Purpose.PRIVACY_NOISE, round_index, context)
         number: Any = total.dtype.type
-        noise: npt.NDArray[Any] = generator.standard_normal(len(total), dtype=np.float32).astype(number, copy=False)
+        noise: npt.NDArray[Any] = draw_normal(generator, len(total)).astype(number, copy=False)
         noise *= number(self.update_noise_multiplier * bound)
         noise += total
         noise /= number(self.expected_clients)
@@ -168,6 +172,30 @@ class ClientPrivacy:
     def _build_generator(self, purpose: Purpose, round_index: int, context: bytes = b"") -> np.random.Generator:
         assert self.key is not None, "a secret run without its key"
         return self.key.build_generator(purpose, round_index, context=context)
+
+
+def draw_normal(generator: np.random.Generator, count: int) -> FloatVector:
+    """Draws standard normal numbers, [count], in blocks on all cores.
+
+    Each block has a stream of its own, so the numbers do not depend on the number of cores.
+
+    Args:
+        generator: A generator over Philox, at its start. The first block continues it, block k jumps k·2^128 ahead.
+        count: How many numbers.
+    """
+    origin = generator.bit_generator
+    assert isinstance(origin, np.random.Philox)
+    blocks = max(1, -(-count // NOISE_BLOCK))
+    # all of them before the first one advances
+    streams = [generator, *(np.random.Generator(origin.jumped(number)) for number in range(1, blocks))]
+    drawn = np.empty(count, dtype=np.float32)
+    parts = np.split(drawn, range(NOISE_BLOCK, count, NOISE_BLOCK))
+    if blocks == 1:
+        generator.standard_normal(dtype=np.float32, out=drawn)
+        return drawn
+    with ThreadPoolExecutor(min(blocks, os.cpu_count() or 1)) as threads:
+        list(threads.map(lambda stream, part: stream.standard_normal(dtype=np.float32, out=part), streams, parts))
+    return drawn
 
 
 def compute_clip_factors(norms: Sequence[float] | npt.NDArray[np.float64], bound: float) -> npt.NDArray[np.float32]:

@@ -11,7 +11,7 @@ from fednar_ray.config import PrivacySettings
 from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.privacy.accounting import Mechanism, Spending
 from fednar_ray.privacy.keys import NoiseKey
-from fednar_ray.privacy.mechanism import ClientPrivacy, compute_clip_factors
+from fednar_ray.privacy.mechanism import NOISE_BLOCK, ClientPrivacy, compute_clip_factors, draw_normal
 from tests.support.drawn import draw
 
 SCALARS = RoundScalars(local_lr=0.1, weight_decay=0.01, clip_bound=2.0, epsilon=0.0)
@@ -114,3 +114,19 @@ def test_a_secret_sample_takes_each_client_with_the_probability_that_is_accounte
     shares = np.mean([privacy.draw_clients(t) for t in range(400)], axis=0)
     assert shares.mean() == pytest.approx(0.25, abs=6 * math.sqrt(0.25 * 0.75 / 400_000))
     assert 0.1 < shares.min() < shares.max() < 0.4
+
+
+def test_noise_does_not_depend_on_the_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw_all(cores: int) -> np.ndarray:
+        monkeypatch.setattr("os.cpu_count", lambda: cores)
+        return draw_normal(np.random.Generator(np.random.Philox(3)), 2 * NOISE_BLOCK + 7)
+
+    drawn = draw_all(1)
+    assert drawn.tobytes() == draw_all(4).tobytes()
+    first, second, third = np.split(drawn, [NOISE_BLOCK, 2 * NOISE_BLOCK])
+    assert first[:5].tobytes() == draw_normal(np.random.Generator(np.random.Philox(3)), 5).tobytes()
+    for block in (first, second):
+        assert abs(block.mean()) < 5 / NOISE_BLOCK**0.5
+        assert abs(block.std() - 1) < 5 / NOISE_BLOCK**0.5
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5 / NOISE_BLOCK**0.5
+    assert (third != first[:7]).all()  # a stream of its own
