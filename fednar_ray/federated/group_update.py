@@ -16,6 +16,7 @@ from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.privacy.mechanism import compute_clip_factors
 
 LENGTH_BLOCK = 1 << 16
+"""How many numbers of an update are squared at once when its length is measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from fednar_ray.experiments.pack_member import build_shared_preparation
 from fednar_ray.experiments.placement import resolve_group_size
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import _find_problem
+from fednar_ray.privacy.keys import build_public_key
 from tests.support.stores import create_store
 
 pytestmark = pytest.mark.usefixtures("long_computation")
@@ -120,9 +121,12 @@ def test_secret_runs_never_share_noise() -> None:
     assert "privacy/simulated" not in first[-1].metrics
 
 
-def test_protected_examples_can_be_summed_under_masks() -> None:
+def test_protected_examples_can_be_summed_under_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = build_experiment({"noise_multiplier": 1.0})
     masked = build_experiment({"noise_multiplier": 1.0}, secure_aggregation={"threshold": 0.6})
+    key = build_public_key(plain)
+    assert build_public_key(masked) != key  # so both would draw other examples and other noise
+    monkeypatch.setattr("fednar_ray.experiments.private_examples.build_public_key", lambda experiment: key)
     for got, wanted in zip(train(masked), train(plain), strict=True):
         np.testing.assert_allclose(got.parameters, wanted.parameters, atol=1e-4)
         assert got.metrics["secure/survivors"] == CLIENTS
