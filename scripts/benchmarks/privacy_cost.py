@@ -51,7 +51,7 @@ def measure(name: str, rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Measures both workloads, and prints a row of ratios for each."""
     parser = argparse.ArgumentParser(prog="scripts/privacy_cost", description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds
