@@ -8,8 +8,8 @@ MOST_INLINED_BYTES = 2**20
 """What travels within a message (Ray's limit is 100 KB): small models never wait for the object store."""
 PRELOADED = ("fednar_ray.execution.actor",)
 """What Ray's processes import as soon as they start, before they become actors: PyTorch takes seconds."""
-PRELOADED_FOR_TRIALS = ("fednar_ray.tuning.pack", "fednar_ray.tuning.trial", "torch._dynamo")
-"""The same for a search, whose first processes train trials. The first traced gradient imports ``torch._dynamo``."""
+PRELOADED_FOR_TRIALS = ("fednar_ray.tuning.pack", "fednar_ray.tuning.trial")
+"""The same for a search, whose first processes train trials."""
 VARIABLES = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
 """Environment variables of all processes of a local Ray: trials work in the directory of their search's command."""
 MOST_PRELOADED = 8  # CPUs: Ray starts a process for each, and on larger machines a run may use few of them

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fednar_ray.core.random import Purpose, torch_seed
+from fednar_ray.federated.recorder import EagerMode
 
 STEP, CALL, SECOND = (-0x61C8864680B583EB, -0x4B47D0C5F6C9A1D5, -0x2545F4914F6CDD1D)
 """Odd numbers by which steps and elements, calls, and second draws of one element are told apart."""
@@ -49,7 +49,7 @@ def build_keys(
     return _mix(keys).unsqueeze(-1).numpy()
 
 
-class AddressedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class AddressedDraws(EagerMode):
     """Replaces the random numbers that operators draw inside by those at the addresses of one local step.
 
     Args:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from fednar_ray.federated.recorder import record
 
 OLDEST_TORCH = (2, 7)
 OPTIONS: Mapping[str, Any] = {
@@ -55,7 +56,7 @@ def compile_function(
     Returns:
         The program.
     """
-    graph = make_fx(function)(*(each.clone() for each in arguments))
+    graph = record(function, *(each.clone() for each in arguments))
     path = _find_path(graph, arguments, open_rows)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from fednar_ray.core.random import get_global_states
 from fednar_ray.data.batches import BatchPlan
 from fednar_ray.federated.addressed_draws import AddressedDraws
 from fednar_ray.federated.precision import autocast, restore_float32
+from fednar_ray.federated.recorder import without_compiler
 from fednar_ray.federated.tracing import trace
 from fednar_ray.models.tasks import Task
 
@@ -127,7 +128,7 @@ class GroupGradient:
 
     def _compute(self, params: Tensor, x: Tensor, y: Tensor, weights: Tensor, *keys: Tensor) -> Any:
         """Returns the gradients and losses by the module's own forward. Random numbers have the addresses ``keys``."""
-        with AddressedDraws(*keys) if keys else nullcontext():
+        with without_compiler(), AddressedDraws(*keys) if keys else nullcontext():
             return self._vmapped(params, x, y, weights)
 
     def _find_program(self, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:

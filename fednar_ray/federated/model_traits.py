@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from fednar_ray.config.execution import Precision
 from fednar_ray.core.buffers import copy_buffers, find_changed_buffers
@@ -21,6 +19,7 @@ from fednar_ray.data.transforms import Transform
 from fednar_ray.federated.addressed_draws import UnaddressedDraw, find_draw
 from fednar_ray.federated.forward_trial import check_repeatable, copy_for_trial, describe_changed_parameter, forward
 from fednar_ray.federated.gradients import GroupGradient
+from fednar_ray.federated.recorder import EagerMode
 from fednar_ray.models.tasks import CLASSIFICATION, Task
 
 FORWARDS = 4  # forward passes in training mode after which an unchanged buffer is taken for constant
@@ -139,7 +138,7 @@ def _find_changed_buffers(given: Mapping[str, Tensor], trial: nn.Module, x: Tens
     return find_changed_buffers(given, trial)
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counter(EagerMode):
     """Counts calls and floating-point operations, by whether they are convolutions, and the bytes of all results.
 
     It also notes whether any operator draws random numbers, and whether one does so from a generator of the model.
@@ -147,6 +146,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        from torch.utils.flop_counter import flop_registry  # imports Triton, where it is installed
+
+        self._formulas = flop_registry
         self.calls: Counter[bool] = Counter()
         self.flops: Counter[bool] = Counter()
         self.bytes = 0
@@ -162,7 +164,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if find_draw(func, args, kwargs or {}) is None:
                 self.unaddressed = func.overloadpacket.__name__
         self.own_generator |= (kwargs or {}).get("generator") is not None
-        formula = flop_registry.get(func.overloadpacket)
+        formula = self._formulas.get(func.overloadpacket)
         if formula is not None:
             convolution = func.overloadpacket in (torch.ops.aten.convolution, torch.ops.aten._convolution)
             self.calls[convolution] += 1

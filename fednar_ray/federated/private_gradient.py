@@ -22,6 +22,7 @@ from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters
 from fednar_ray.data.batches import BatchPlan
 from fednar_ray.federated.addressed_draws import AddressedDraws
 from fednar_ray.federated.gradients import build_row_loss, trace_if_possible
+from fednar_ray.federated.recorder import without_compiler
 from fednar_ray.models.tasks import Task
 from fednar_ray.privacy.mechanism import ROUNDING
 
@@ -104,7 +105,7 @@ class PrivateGradient:
 
     def _sum_clipped(self, params: Tensor, x: Tensor, y: Tensor, weights: Tensor, *keys: Tensor) -> Tensor:
         """Returns Σ g_j·min(1, C/‖g_j‖), [1, d]. Gradients that are not finite count as zero."""
-        with AddressedDraws(*keys) if keys else nullcontext():
+        with without_compiler(), AddressedDraws(*keys) if keys else nullcontext():
             gradients = self._gradients(params[0], x.unsqueeze(1), y.unsqueeze(1), weights.unsqueeze(1))
         norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True, dtype=torch.float64)
         factors = (self._norm * (1 - ROUNDING) / norms).clamp(max=1.0).to(gradients.dtype)

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from fednar_ray.federated.recorder import GEOMETRY, record
 
 aten = torch.ops.aten
 
@@ -39,12 +38,11 @@ def trace(function: Callable[..., Any], *arguments: Tensor) -> Callable[..., Any
     """Returns a faster function that computes the same as ``function`` for arguments of these shapes.
 
     Args:
-        function: Runs once while it is traced. Its errors, and those of ``make_fx``, are raised.
+        function: Runs once while it is traced. Its errors, and those of ``record``, are raised.
         arguments: Examples of its arguments. The first is not only an example: the function may be called with no other
             tensor there, as its views are computed here once. Its values may change.
     """
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):  # else each operator makes its own
-        module = make_fx(function)(*arguments)
+    module = record(function, *arguments)
     nodes = [node for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     if not any(node.target._schema.is_mutable for node in nodes):  # else neither merging nor aliasing is safe
         _merge(nodes)
@@ -146,8 +144,8 @@ def _owns_memory(node: fx.Node) -> bool:
 
 
 def _get_geometry(node: fx.Node) -> tuple[Any, ...]:
-    value: Tensor = node.meta["val"]
-    return value.dtype, value.shape, value.stride()
+    geometry: tuple[Any, ...] = node.meta[GEOMETRY]
+    return geometry
 
 
 def _bind(target: Any) -> Any:
