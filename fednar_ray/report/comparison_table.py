@@ -1,5 +1,6 @@
 """The table of a comparison: one row per variant, with differences paired by seed."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -178,10 +179,10 @@ def compute_paired_difference(
     differences = values - reference
     if len(differences) < 2:
         return float(differences.mean()), None
-    from scipy import stats  # takes a second to import
+    from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes a second to import
 
-    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, len(differences) - 1)
-    return float(differences.mean()), float(quantile * stats.sem(differences))
+    quantile = stdtrit(len(differences) - 1, 0.5 + CONFIDENCE / 2)
+    return float(differences.mean()), float(quantile * differences.std(ddof=1) / math.sqrt(len(differences)))
 
 
 def _measure_to_target(run: Outcome, measure: Measure, target: float) -> Effort | None:

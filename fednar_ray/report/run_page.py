@@ -1,6 +1,8 @@
 """Builds the page of a run: what came out, what it took, curves, sensitivity, clients, and how it was made."""
 
+import math
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -90,10 +92,10 @@ def describe_run(history: Sequence[RoundRecord], measure: Measure, facts: RunFac
 
 def _compute_share_interval(share: float, examples: int) -> tuple[float, float]:
     """Computes Wilson's 95 % interval of a share of examples."""
-    from scipy import stats  # takes a second to import
-
-    found = stats.binomtest(round(share * examples), examples).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    center, spread = share + z**2 / (2 * examples), share * (1 - share) / examples + (z / (2 * examples)) ** 2
+    low, high = ((center + side * math.sqrt(spread)) / (1 + z**2 / examples) for side in (-z, z))
+    return max(low, 0.0), min(high, 1.0)
 
 
 def _list_key_figures(

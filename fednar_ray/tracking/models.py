@@ -50,7 +50,7 @@ def save_model(
         "input_example": example,
         "pip_requirements": [f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
     }
-    with _quiet():
+    with _quiet(), _without_package_lists():
         try:
             _save(model, directory, schema, serialization_format="pt2", **arguments)
         except Exception as error:  # noqa: BLE001 - torch.export raises many kinds
@@ -79,6 +79,26 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
         root.setLevel(root_level)
         root.handlers[:] = handlers
+
+
+@contextmanager
+def _without_package_lists() -> Iterator[None]:
+    """Saves MLflow from reading the file lists of all installed packages, which takes seconds, to save two versions.
+
+    It looks there for packages that are not installed under the names of their requirements. Those of ``save_model``
+    are. There is no setting for it; where MLflow keeps its lists elsewhere, nothing is changed.
+    """
+    from mlflow.utils import requirements_utils as mlflow_requirements
+
+    name = "_MODULES_TO_PACKAGES"
+    unread = getattr(mlflow_requirements, name, {}) is None
+    if unread:
+        setattr(mlflow_requirements, name, {})
+    try:
+        yield
+    finally:
+        if unread:
+            setattr(mlflow_requirements, name, None)
 
 
 def _save(model: torch.nn.Module, directory: Path, schema: TableSchema | None, **arguments: Any) -> None:

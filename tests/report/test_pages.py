@@ -21,7 +21,7 @@ from fednar_ray.report.comparison_page import ComparisonPage
 from fednar_ray.report.comparison_table import Outcome, build_rows
 from fednar_ray.report.effort import format_bytes, format_cost, format_seconds, measure_effort
 from fednar_ray.report.facts import RunFacts
-from fednar_ray.report.run_page import build_run_page, describe_run
+from fednar_ray.report.run_page import _compute_share_interval, build_run_page, describe_run
 from fednar_ray.report.run_plots import Variant, build_measure
 from fednar_ray.report.svg import FAINT, INK, draw
 
@@ -146,6 +146,14 @@ def test_an_accuracy_has_wilsons_interval():
     interval = stats.binomtest(180, 200).proportion_ci(0.95, method="wilson")
     assert f"0.900 (95 % interval {interval.low:.3f} to {interval.high:.3f}, from 200 test examples)" in found[0]
     assert "0.950, was in round 2" in found[1]
+
+
+@pytest.mark.parametrize("right", [0, 1, 100, 200])
+def test_wilsons_interval_is_that_of_scipy(right: int) -> None:
+    wanted = stats.binomtest(right, 200).proportion_ci(0.95, method="wilson")
+    found = _compute_share_interval(right / 200, 200)
+    assert found == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+    assert 0 <= found[0] < found[1] <= 1
 
 
 def test_runs_without_a_test_or_with_a_divergence_are_described():

@@ -448,3 +448,13 @@ def test_saving_a_model_leaves_the_root_logger_as_it_was(tmp_path: Path) -> None
     command = [sys.executable, "-c", SAVES_A_MODEL, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"{logging.WARNING} []"
+
+
+def test_saving_a_model_does_not_read_the_files_of_all_installed_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow.utils.requirements_utils._MODULES_TO_PACKAGES", None)
+    save_model(torch.nn.Linear(2, 1), np.zeros((2, 2), dtype=np.float32), tmp_path / "model")
+    assert mlflow.utils.requirements_utils._MODULES_TO_PACKAGES is None
+    wanted = [f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"]
+    assert (tmp_path / "model" / "requirements.txt").read_text().split() == wanted
