@@ -74,12 +74,17 @@ class ClientCorrection(NamedTuple):
     is_pure: bool = False
 
 
+def keep_gradient(grad: Tensor, params: Tensor) -> Tensor:
+    """Returns the gradient itself: the ``Correction`` that corrects nothing."""
+    return grad
+
+
 def plain() -> ClientCorrection:
     """Leaves the gradient unchanged (FedAvg).
 
     Source: McMahan et al., AISTATS 2017.
     """
-    return ClientCorrection(lambda _: lambda grad, params: grad, is_pure=True)
+    return ClientCorrection(lambda _: keep_gradient, is_pure=True)
 
 
 def proximal(mu: float) -> ClientCorrection:

@@ -38,7 +38,9 @@ class PackMember:
         if self._position is None:
             return None
         trainer, plan, state = self._position
-        return None if state.now.next_round >= plan.rounds else (trainer, start_round(plan, state))
+        if state.now.next_round >= plan.rounds:
+            return None
+        return trainer, state.keep_start(start_round(plan, state))
 
 
 PrepareShared = Callable[[Experiment], tuple[Prepared, PackMember]]

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fednar_ray.algorithms.client_corrections import Correction
+from fednar_ray.algorithms.client_corrections import Correction, keep_gradient
 from fednar_ray.core.buffers import check_unchanged
 from fednar_ray.core.errors import first_line, is_of_memory
+from fednar_ray.core.freed_memory import keep_freed_memory
 from fednar_ray.core.threads import use_one_thread
 from fednar_ray.data.batches import BatchPlan
 from fednar_ray.federated.client_trainer import GroupTrainer, StartedGroup
@@ -64,6 +65,7 @@ class PackTrainer:
     """Trains ahead for trials of one process. Its traces are reused from round to round."""
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self._gradients: dict[Hashable, GroupGradient] = {}
         self._checked: set[Hashable] = set()
         self._first: dict[Hashable, GroupTrainer] = {}  # keeps what a key identifies alive
@@ -246,13 +248,13 @@ def _join_scalars(groups: Sequence[_Group], params: Tensor) -> RowScalars:
 def _join_corrections(groups: Sequence[_Group], spans: Sequence[slice]) -> Correction:
     """Returns the correction of all rows: each group's own, on its rows."""
     own = [group.trainer.plan.correction.correction(group.start.local_round) for group in groups]
+    if all(each is keep_gradient for each in own):
+        return keep_gradient
     last = spans[-1].stop
 
     def correct(grad: Tensor, params: Tensor) -> Tensor:
         parts = [grad[span] for span in spans]
         corrected = [each(part, params[span]) for each, part, span in zip(own, parts, spans, strict=True)]
-        if all(after is before for after, before in zip(corrected, parts, strict=True)):
-            return grad
         return torch.cat([*corrected, grad[last:]])
 
     return correct

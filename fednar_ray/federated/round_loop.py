@@ -60,7 +60,7 @@ def _run_round(
     plan: RoundPlan, pool: ClientPool, state: FederationState, evaluate: Evaluate, phases: Phases
 ) -> tuple[RoundReport, ServerSide]:
     now, index = state.now, state.now.next_round
-    start = start_round(plan, state)
+    start = state.take_start() or start_round(plan, state)
     scalars, selection = start.scalars, start.selection
     sums = train_clients(plan, pool, state, start, phases)
     phases.add_ahead(pool.take_seconds_ahead())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from fednar_ray.checkpoint.store import Checkpoint, Snapshot
 from fednar_ray.core.errors import CheckpointError
 from fednar_ray.core.flat_params import BufferVector, FloatVector
 from fednar_ray.federated.client_states import ClientStates
+
+if TYPE_CHECKING:
+    from fednar_ray.federated.collection import RoundStart
 
 PARAMETERS, BUFFERS, SERVER = "parameters", "buffers", "server."
 """Names of the arrays in a checkpoint. SERVER is the prefix of the server optimizer's own vectors. Shared vectors have
@@ -43,6 +46,7 @@ class FederationState:
     def __init__(self, now: ServerSide, clients: ClientStates) -> None:
         self._now, self.clients = now, clients
         self._then: ServerSide | None = None  # the next state, until all of it is current
+        self._started: RoundStart | None = None
 
     @property
     def now(self) -> ServerSide:
@@ -73,6 +77,16 @@ class FederationState:
         server = algorithm.server.init(parameters)
         now = ServerSide(next_round=0, server=server, buffers=buffers, shared=shared, norm_bound=norm_bound)
         return cls(now, clients)
+
+    def keep_start(self, start: "RoundStart") -> "RoundStart":
+        """Keeps the start of the next round for ``take_start``, and returns it."""
+        self._started = start
+        return start
+
+    def take_start(self) -> "RoundStart | None":
+        """Returns what ``keep_start`` kept, once."""
+        started, self._started = self._started, None
+        return started
 
     def advance(self, then: ServerSide) -> None:
         """Ends a round: makes ``then`` and the staged client states current."""

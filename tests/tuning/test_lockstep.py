@@ -2,6 +2,8 @@
 
 import json
 import logging
+import resource
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -182,3 +184,17 @@ def test_a_pack_without_memory_trains_in_smaller_matrices(
     check_same_as_alone(build_all(points=[*POINTS] * 4), monkeypatch, packed=False)
     found = [each.getMessage() for each in caplog.records if "out of memory" in each.getMessage()]
     assert [each.split("at most ")[1].split()[0] for each in found] == [str(MATRIX_ROWS // 2), str(MATRIX_ROWS // 4)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_a_matrix_uses_the_memory_of_the_step_before() -> None:
+    steps, rounds = 10, 4
+    settings = ["model.hidden=64", "federation.clients_per_round=10", f"federation.local_steps={steps}"]
+    federations = open_all([build(*settings, f"federation.rounds={2 * rounds}", **{BOUND: 1 + i}) for i in range(8)])
+    pack = PackTrainer()
+    train_together(federations, [rounds] * 8, pack)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    train_together(federations, [2 * rounds] * 8, pack)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    pages = 4 * MATRIX_ROWS * len(federations[0].parameters) // resource.getpagesize()
+    assert faults < pages * steps * rounds / 4  # a vector of the matrix that is new in every step takes all its pages
