@@ -2,27 +2,18 @@
 
 import ctypes
 import sys
-from contextlib import suppress
-from functools import cache
 
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
-"""The numbers of two settings in glibc's ``malloc.h``."""
-LARGEST = 2**25
-"""Arrays up to this size are allocated where freed memory is kept. It is the most that glibc accepts."""
-KEPT = 2**27
-"""How much freed memory is kept at most."""
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 
 
-@cache
 def keep_freed_memory() -> None:
-    """Lets glibc keep up to ``KEPT`` bytes of freed memory. On other systems nothing changes.
+    """Lets this process reuse the memory that it frees, if its C library can (``mallopt`` of glibc).
 
-    By default it returns freed megabytes to the operating system and asks for them again in the next local step. Then
-    each page is cleared, which takes longer than the step's work on a matrix of 1.5 MB.
+    By default glibc returns megabytes to the kernel, and asks for fresh, zeroed pages at the next tensor. That doubles
+    the time of a step, for vectors of tens of megabytes as for matrices of two.
     """
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, AttributeError):  # another C library
-        library = ctypes.CDLL(None)
-        library.mallopt(MMAP_THRESHOLD, LARGEST)
-        library.mallopt(TRIM_THRESHOLD, KEPT)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 64 * 2**20)

@@ -9,12 +9,13 @@ import ray
 import torch
 
 from fednar_ray.core.exits import exits_as_errors
+from fednar_ray.core.freed_memory import keep_freed_memory
 from fednar_ray.core.messages import Broadcast, ClientMetrics, EvalParams, GroupTask, GroupUpdate, Scores, ScoringTask
 from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
 from fednar_ray.execution.actor_info import ActorInfo
-from fednar_ray.execution.devices import check_precision, choose_device, keep_freed_memory
+from fednar_ray.execution.devices import check_precision, choose_device
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Offsets, Scorer
 from fednar_ray.federated.training_plan import TrainingPlan

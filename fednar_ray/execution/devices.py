@@ -1,7 +1,5 @@
-"""Chooses the device of a training process, and sets how it keeps memory."""
+"""Chooses the device of a training process."""
 
-import ctypes
-import sys
 from collections.abc import Sequence
 
 from fednar_ray.config.execution import Precision
@@ -50,19 +48,3 @@ def check_precision(precision: Precision, capability: tuple[int, int], name: str
             f"execution.precision: {precision} needs a GPU of compute capability 8.0 or newer; {name} has "
             f"{capability[0]}.{capability[1]}; use float32"
         )
-
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
-
-
-def keep_freed_memory() -> None:
-    """Lets this process reuse the memory that it frees, if its C library can (``mallopt`` of glibc).
-
-    By default glibc returns large blocks at once, and asks the kernel for fresh, zeroed pages at the next tensor.
-    For vectors of tens of megabytes that doubles the time of a step.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_TOP_PAD, 64 * 2**20)

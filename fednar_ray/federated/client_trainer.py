@@ -19,7 +19,6 @@ from fednar_ray.core.buffers import check_unchanged, find_buffer_exclusion
 from fednar_ray.core.exclusion import Exclusion
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
-from fednar_ray.core.freed_memory import keep_freed_memory
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.schedules import RoundScalars
@@ -61,7 +60,6 @@ class GroupTrainer:
     """Trains client groups on one device. Its memory, models and traces are reused from round to round."""
 
     def __init__(self, plan: TrainingPlan, shards: Shards, device: torch.device) -> None:
-        keep_freed_memory()
         self._plan = plan
         self._layout = ParameterLayout.of(plan.model)
         self._device = device

@@ -20,6 +20,7 @@ from torch import Tensor
 from fednar_ray.algorithms.client_corrections import Correction, keep_gradient
 from fednar_ray.core.buffers import check_unchanged
 from fednar_ray.core.errors import first_line, is_of_memory
+from fednar_ray.core.freed_memory import keep_freed_memory
 from fednar_ray.core.threads import use_one_thread
 from fednar_ray.data.batches import BatchPlan
 from fednar_ray.federated.client_trainer import GroupTrainer, StartedGroup
@@ -64,6 +65,7 @@ class PackTrainer:
     """Trains ahead for trials of one process. Its traces are reused from round to round."""
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self._gradients: dict[Hashable, GroupGradient] = {}
         self._checked: set[Hashable] = set()
         self._first: dict[Hashable, GroupTrainer] = {}  # keeps what a key identifies alive

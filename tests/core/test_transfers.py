@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from fednar_ray.core import freed_memory
 from fednar_ray.core.transfers import StagingBuffer, as_tensor, on_device
-from fednar_ray.execution import devices
 
 CPU = torch.device("cpu")
 
@@ -79,7 +79,7 @@ def test_writing_to_a_staged_copy_does_not_change_a_read_only_source() -> None:
 
 FAULTS = """
 import resource
-from fednar_ray.execution.devices import keep_freed_memory
+from fednar_ray.core.freed_memory import keep_freed_memory
 
 def faults(blocks):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -108,6 +108,6 @@ def test_a_process_that_keeps_freed_memory_asks_the_kernel_for_no_fresh_pages() 
 
 def test_without_glibc_nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """``CDLL(None)`` raises on Windows."""
-    monkeypatch.setattr(devices, "sys", SimpleNamespace(platform="win32"))
-    monkeypatch.setattr("fednar_ray.execution.devices.ctypes.CDLL", lambda name: pytest.fail("no such library"))
-    devices.keep_freed_memory()
+    monkeypatch.setattr(freed_memory, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr("fednar_ray.core.freed_memory.ctypes.CDLL", lambda name: pytest.fail("no such library"))
+    freed_memory.keep_freed_memory()
