@@ -59,7 +59,7 @@ def tune(
 
 def _may_start(document: "Document | None", resume: str | None) -> bool:
     """Returns whether the search to resume exists, or the name of a new one is free. Later checks say what is wrong."""
-    new = "" if document is None or document.search is None else document.search.name or document.experiment.name
+    new = "" if document is None else document.search_name
     exists = SearchDirectory.named(resume or new).trial_table.exists()
     return exists == (resume is not None)
 
@@ -75,11 +75,10 @@ def _search(
 ) -> None:
     """Runs or resumes the search, and prints its result."""
     from fednar_ray.tuning import progress
-    from fednar_ray.tuning.creation import get_search_name
     from fednar_ray.tuning.search import resume_search, start_search
     from fednar_ray.tuning.trial_table import find_tracking_uri
 
-    name = resume or ("" if document is None else get_search_name(document))
+    name = resume or ("" if document is None else document.search_name)
     uri = find_tracking_uri(name) if document is None else document.experiment.tracking.uri
     if document is not None or uri is not None:  # otherwise there is no such search, which resume_search says
         check_registration(register, uri)

@@ -27,6 +27,11 @@ class Document:
     raw: Mapping[str, Any]  # the experiment section before validation, with the overrides and absolute paths
     relative: Mapping[str, str]  # dotted key → the path, if the file gives a relative one
 
+    @property
+    def search_name(self) -> str:
+        """The name of the document's search: ``search.name``, or the experiment's name. Empty without a search."""
+        return "" if self.search is None else self.search.name or self.experiment.name
+
     def build_variant(self, values: Mapping[str, Any]) -> Experiment:
         """Builds the experiment with other values.
 

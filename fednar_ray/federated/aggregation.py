@@ -1,6 +1,5 @@
 """Adds the updates of client groups in dispatch order, and turns the sums into one round aggregate."""
 
-import logging
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -9,24 +8,22 @@ import numpy.typing as npt
 
 from fednar_ray.algorithms.server_optimizers import RoundAggregate
 from fednar_ray.config import AggregationSettings
-from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.errors import RoundAborted
-from fednar_ray.core.exclusion import Exclusion
 from fednar_ray.core.flat_params import BufferVector, FloatVector
 from fednar_ray.core.messages import ClientMetrics, GroupUpdate
+from fednar_ray.federated.exclusion_record import ExclusionRecord
 from fednar_ray.federated.robust import robust_mean
 
 Vector = TypeVar("Vector", FloatVector, BufferVector)
 
 
 @dataclass(slots=True, kw_only=True)
-class RoundSums:
+class RoundSums(ExclusionRecord):
     """The running sums of a round, whose size does not depend on the number of sampled clients.
 
     Floating-point addition is not associative, so updates must be added in dispatch order.
 
     Attributes:
-        round_index: t.
         weighted: Whether clients are weighted by their examples, or all alike.
         robust: The settings of an aggregation that needs every client's row; None if the sums suffice.
         metrics: The client metrics of each group.
@@ -34,12 +31,8 @@ class RoundSums:
         buffers: Σ weight_i·buffers_i, [b]; None if the model has no running statistics.
         shared_changes: Σ n_i·change_i by the name of the shared vector, [d] each.
         rows: The rows Δ_i of included clients, [C, d] per group, where ``robust`` needs them.
-        exclusions: By client id, why a client is excluded.
-        client_names: How messages call the clients.
-        quiet: Whether the log leaves out which clients are excluded, since who takes part is private.
     """
 
-    round_index: int
     weighted: bool
     robust: AggregationSettings | None = None
     metrics: list[ClientMetrics] = field(default_factory=list)
@@ -47,14 +40,6 @@ class RoundSums:
     buffers: BufferVector | None = None
     shared_changes: dict[str, FloatVector] = field(default_factory=dict)
     rows: list[FloatVector] = field(default_factory=list)
-    exclusions: dict[int, Exclusion] = field(default_factory=dict)
-    client_names: ClientNames = ()
-    quiet: bool = False
-
-    @property
-    def log_level(self) -> int:
-        """The level of messages about single clients."""
-        return logging.DEBUG if self.quiet else logging.WARNING
 
     def add(self, update: GroupUpdate) -> None:
         """Adds the update of one client group."""

@@ -1,12 +1,10 @@
 """Trains the clients of a round, and collects their updates: each is added to the sums or excluded, with a reason."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fednar_ray.core.client_names import describe_client
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import Broadcast, ClientMetrics, ClientsLost, GroupTask, GroupUpdate
 from fednar_ray.core.schedules import RoundScalars
@@ -20,8 +18,6 @@ from fednar_ray.federated.screening import NOT_FINITE, screen
 from fednar_ray.federated.secure_round import SecureSums, train_securely
 from fednar_ray.federated.server_state import FederationState, ServerSide
 from fednar_ray.federated.vectorization import form_groups
-
-log = logging.getLogger("fednar_ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +107,11 @@ def _screen(
     metrics = []
     for answer in measured:
         if isinstance(answer, ClientsLost):
-            _exclude(sums, answer.client_ids, Exclusion(ExclusionReason.FAILED, answer.reason))
+            _exclude_all(sums, answer.client_ids, Exclusion(ExclusionReason.FAILED, answer.reason))
         else:
             metrics.append(answer)
     for client_id, exclusion in screen(metrics, plan.max_deviation).items():
-        _exclude(sums, (client_id,), exclusion)
+        sums.exclude(client_id, exclusion)
     factors = _compute_factors(plan, metrics, sums.exclusions)
     return [
         replace(
@@ -146,9 +142,9 @@ def _compute_factors(
 
 def _add_or_exclude(state: FederationState, sums: RoundSums, update: GroupUpdate | ClientsLost) -> None:
     if isinstance(update, ClientsLost):
-        _exclude(sums, update.client_ids, Exclusion(ExclusionReason.FAILED, update.reason))
+        _exclude_all(sums, update.client_ids, Exclusion(ExclusionReason.FAILED, update.reason))
     elif (problem := _find_wrong_shape(update, state.now)) is not None:
-        _exclude(sums, update.metrics.client_ids, Exclusion(ExclusionReason.WRONG_SHAPE, problem))
+        _exclude_all(sums, update.metrics.client_ids, Exclusion(ExclusionReason.WRONG_SHAPE, problem))
     else:
         _add(state, sums, update)
 
@@ -163,18 +159,16 @@ def _find_wrong_shape(update: GroupUpdate, now: ServerSide) -> str | None:
     return None
 
 
-def _exclude(sums: RoundSums, client_ids: tuple[int, ...], exclusion: Exclusion) -> None:
+def _exclude_all(sums: RoundSums, client_ids: tuple[int, ...], exclusion: Exclusion) -> None:
     for client_id in client_ids:
-        who = describe_client(client_id, sums.client_names)
-        log.log(sums.log_level, "round %d: %s excluded: %s", sums.round_index, who, exclusion)
-        sums.exclusions[client_id] = exclusion
+        sums.exclude(client_id, exclusion)
 
 
 def _add(state: FederationState, sums: RoundSums, update: GroupUpdate) -> None:
     metrics = update.metrics
     for client_id, included in zip(metrics.client_ids, metrics.included.tolist(), strict=True):
         if not included and client_id not in sums.exclusions:
-            _exclude(sums, (client_id,), metrics.exclusions.get(client_id, NOT_FINITE))
+            sums.exclude(client_id, metrics.exclusions.get(client_id, NOT_FINITE))
     sums.add(update)
     if update.states is not None:
         for client_id, row in zip(metrics.client_ids, update.states, strict=True):

@@ -1,9 +1,8 @@
 """A round in which the driver learns only the sum of the updates: secure aggregation, as the round loop sees it."""
 
-import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +15,7 @@ from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.flat_params import FloatVector
 from fednar_ray.core.messages import Broadcast, ClientMetrics, ClientsLost, GroupTask
 from fednar_ray.core.timing import Phases
+from fednar_ray.federated.exclusion_record import ExclusionRecord
 from fednar_ray.federated.masked_vector import EXTRA_WORDS, DecodedSum, decode_sum
 from fednar_ray.secure.messages import (
     Attempt,
@@ -28,8 +28,6 @@ from fednar_ray.secure.messages import (
 )
 from fednar_ray.secure.plan import SecurePlan, compute_threshold
 from fednar_ray.secure.words import WordVector
-
-log = logging.getLogger("fednar_ray")
 
 
 @runtime_checkable
@@ -51,35 +49,22 @@ class SecurePool(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class SecureSums:
+class SecureSums(ExclusionRecord):
     """The sums of a round over the clients whose masked updates arrived. It holds nothing of a single client.
 
     Attributes:
-        round_index: t.
-        client_names: How messages call the clients.
-        exclusions: By client id, why a client is not in the sums.
         arrived: The clients that are in the sums.
         decoded: What was summed; None until the sum is unmasked.
         bytes_down: What clients received.
         bytes_up: What they sent.
         client_seconds: How long they trained.
-        quiet: Whether the log leaves out which clients are excluded, since who takes part is private.
     """
 
-    round_index: int
-    client_names: ClientNames = ()
-    exclusions: dict[int, Exclusion] = field(default_factory=dict)
     arrived: tuple[int, ...] = ()
     decoded: DecodedSum | None = None
     bytes_down: int = 0
     bytes_up: int = 0
     client_seconds: float = 0.0
-    quiet: bool = False
-
-    @property
-    def log_level(self) -> int:
-        """The level at which exclusions are logged."""
-        return logging.DEBUG if self.quiet else logging.WARNING
 
     @property
     def metrics(self) -> tuple[ClientMetrics, ...]:
@@ -174,7 +159,7 @@ def _start_attempt(plan: SecurePlan, pool: SecurePool, sums: SecureSums, tasks: 
     keys = pool.list_public_keys(members)
     for client_id in members:
         if client_id not in keys:
-            _exclude(sums, client_id, Exclusion(ExclusionReason.FAILED, "it has sent no public key"))
+            sums.exclude(client_id, Exclusion(ExclusionReason.FAILED, "it has sent no public key"))
     threshold = compute_threshold(plan.threshold, len(members))
     _check_enough(sums, len(keys), len(members), threshold, "public keys")
     return Attempt(
@@ -203,7 +188,7 @@ class _Collector:
             self._sums.client_seconds += update.train_seconds
             return
         for client_id in update.client_ids:
-            _exclude(self._sums, client_id, self._explain(update))
+            self._sums.exclude(client_id, self._explain(update))
 
     def _explain(self, update: MaskedUpdate | Withheld | ClientsLost) -> Exclusion:
         """Returns why a client is left out."""
@@ -229,9 +214,8 @@ class _Collector:
         sums.bytes_up += sum(reveal.nbytes for reveal in reveals)
         for lost in answers:
             if isinstance(lost, ClientsLost):
-                who = describe_client(lost.client_ids[0], sums.client_names)
-                text = "round %d: %s was lost while the sum was unmasked; its update is in it: %s"
-                log.log(sums.log_level, text, sums.round_index, who, lost.reason)
+                text = f"was lost while the sum was unmasked; its update is in it: {lost.reason}"
+                sums.warn(lost.client_ids[0], text)
         _check_enough(sums, len(reveals), len(attempt.members), attempt.threshold, "answers to unmask the sum")
         return masked.unmask(reveals)
 
@@ -249,9 +233,3 @@ def _check_enough(sums: SecureSums, count: int, members: int, threshold: int, wh
         raise RoundAborted(sums.round_index, text)
     who = describe_client(excluded[0], sums.client_names)
     raise RoundAborted(sums.round_index, f"{text}; {who} excluded: {excluded[1]}", excluded[1].reason)
-
-
-def _exclude(sums: SecureSums, client_id: int, exclusion: Exclusion) -> None:
-    who = describe_client(client_id, sums.client_names)
-    log.log(sums.log_level, "round %d: %s excluded: %s", sums.round_index, who, exclusion)
-    sums.exclusions[client_id] = exclusion

@@ -29,7 +29,7 @@ def create_search(
     Raises:
         TrackingUnavailable: MLflow does not answer. No directory is left behind.
     """
-    name = get_search_name(document)
+    name = document.search_name
     table = TrialTable(name=name, tracking_uri=store.uri, experiment_id=experiment_id, search_id=uuid4().hex)
     table.pack, table.points = pack, [dict(point) for point in points]
     table.create(_to_yaml(document))
@@ -46,12 +46,6 @@ def add_parent_run(table: TrialTable, store: Store) -> None:
     if table.run_id is None:
         table.run_id = ensure_parent_run(store, table.experiment_id, table.name, table.search_id)
         table.save()
-
-
-def get_search_name(document: Document) -> str:
-    """Returns the name of a document's search: ``search.name``, or the experiment's name."""
-    assert document.search is not None
-    return document.search.name or document.experiment.name
 
 
 def load_search_document(table: TrialTable) -> Document:

@@ -21,7 +21,7 @@ from fednar_ray.tracking.registration import register_model
 from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tracker import RunTracker
 from fednar_ray.tuning.checking import check_trials
-from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
+from fednar_ray.tuning.creation import add_parent_run, create_search, load_search_document
 from fednar_ray.tuning.final_runs import FinalTraining, warn_if_different
 from fednar_ray.tuning.packing import decide_packing
 from fednar_ray.tuning.resources import TrialResources, plan_resources
@@ -56,7 +56,7 @@ def start_search(
         BadInput: The document or its data are wrong, or another process runs the search. Nothing was started.
         RunFailed: No trial has trained all rounds.
     """
-    name = get_search_name(document)
+    name = document.search_name
     with hold_search(name):
         check_name_is_free(name)
         assert document.search is not None
