@@ -1,6 +1,7 @@
 """Measures a search of 32 trials of 20 rounds on digits: packed, one trial per process, and empty with bare Tune.
 
-They run one after the other, each with its own Ray. Prints one ROW.
+They run one after the other, each with its own Ray. Before that, eight trials are trained in this process, without Ray
+and MLflow, as rows of one matrix and one after the other. Prints one ROW.
 """
 
 import json
@@ -14,10 +15,14 @@ import ray
 from ray import tune
 
 import fednar_ray as fr
-from fednar_ray.config import load_embedded
+from fednar_ray.config import Experiment, load_embedded
+from fednar_ray.federated.pack_trainer import PackTrainer
+from fednar_ray.tuning.lockstep import train_together
 from fednar_ray.tuning.search import start_search
+from fednar_ray.tuning.trial_federation import TrialFederation
 
 TRIALS = 32
+TOGETHER, ROUNDS, UNMEASURED = 8, 20, 2
 OVERRIDES = (f"search.trials={TRIALS}", "search.algorithm=random", "search.scheduler=none", "federation.rounds=20")
 
 
@@ -48,6 +53,23 @@ def measure_empty_seconds(folder: Path) -> float:
         return time.perf_counter() - start
 
 
+def build_trials() -> list[Experiment]:
+    """Builds trials that differ in the clipping bound and the weight decay."""
+    settings = ("execution.placement=serial", f"federation.rounds={UNMEASURED + ROUNDS}")
+    numbers = [2.0**i / 8 for i in range(TOGETHER)]
+    points = [(f"regularizer.clip_bound={number}", f"regularizer.weight_decay={0.01 / number}") for number in numbers]
+    return [fr.load("digits", [*settings, *each]) for each in points]
+
+
+def measure_training(pack: PackTrainer | None) -> float:
+    """Measures the milliseconds of a core that a round of a trial takes, with its evaluation, once all is traced."""
+    federations = [TrialFederation(experiment, fr.RaySession(), "trial") for experiment in build_trials()]
+    train_together(federations, [UNMEASURED] * TOGETHER, pack)
+    start = time.process_time()
+    train_together(federations, [UNMEASURED + ROUNDS] * TOGETHER, pack)
+    return 1000 * (time.process_time() - start) / TOGETHER / ROUNDS
+
+
 def measure_search(folder: Path, pack: str) -> dict[str, float]:
     """Measures a search with ``search.pack=pack``, in a directory of its own."""
     folder.mkdir()
@@ -72,6 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         row = {
+            "training": {"packed": measure_training(PackTrainer()), "unpacked": measure_training(None)},
             "empty": measure_empty_seconds(folder / "empty"),
             "packed": measure_search(folder / "packed", "auto"),
             "unpacked": measure_search(folder / "unpacked", "off"),
