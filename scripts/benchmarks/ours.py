@@ -63,7 +63,7 @@ def main() -> None:
     workload = MANY if options.clients else w.WORKLOADS[options.workload]
     before = measure_own_megabytes()
     clients, model = build_federation(options), w.build_model(workload.model)
-    unmeasured = STARTING if workload.model == "mlp" else 0
+    unmeasured = STARTING if workload.model == "mlp" and not options.parameters else 0  # their rounds are compared
     measured = w.WARM_UP + unmeasured + options.rounds
     evaluated = 0 if options.parameters else 1  # an extra last round is evaluated, and not measured
     marks, client_seconds, parameters = [time.perf_counter()], [], None
