@@ -62,15 +62,24 @@ class _Group:
 
 
 class PackTrainer:
-    """Trains ahead for trials of one process. Its traces are reused from round to round."""
+    """Trains ahead for trials of one process. Its traces are reused from round to round.
 
-    def __init__(self) -> None:
+    Args:
+        rows: The rows of a full matrix.
+    """
+
+    def __init__(self, rows: int = MATRIX_ROWS) -> None:
         keep_freed_memory()
         self._gradients: dict[Hashable, GroupGradient] = {}
         self._checked: set[Hashable] = set()
         self._first: dict[Hashable, GroupTrainer] = {}  # keeps what a key identifies alive
-        self._rows = MATRIX_ROWS
+        self._rows = rows
         self._is_refused = False
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether rows of a matrix did not have the bits of their own runs, so that nothing more is trained ahead."""
+        return self._is_refused
 
     def train_ahead(self, rounds: Sequence[tuple[GroupTrainer, RoundStart]]) -> None:
         """Trains the client groups of each trial's next round, and hands them to the trials' trainers.

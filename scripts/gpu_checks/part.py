@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_checks.packs import measure_packs
 from gpu_checks.speed import TABLES, measure_costs, measure_peaks, measure_table, run_jax, shrink
 from gpu_checks.tests import check_results, check_resumed
 
@@ -36,6 +37,8 @@ def iter_rows(part: str, device: torch.device, seconds: float, directory: Path) 
         yield from measure_peaks(device, tiny=tiny)
     elif part == "costs":
         yield from measure_costs(device, left, tiny=tiny)
+    elif part == "packs":
+        yield from measure_packs(device, left, tiny=tiny)
     elif part == "jax":
         yield from run_jax(left, tiny=tiny)
     else:

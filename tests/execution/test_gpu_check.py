@@ -41,6 +41,8 @@ def test_every_part_runs_on_a_cpu_and_the_page_has_its_results(load: Import, tmp
     assert sum(row["passed"] is True for row in tests) == 4 + 3 * 2  # precisions; repeated, as on the CPU, resumed
     systems = [row.get("system") for row in results["parts"]["W1"]["rows"]]
     assert systems[1:] == ["plain loop, float32", "fednar_ray", "fednar_ray, bfloat16"]
+    packs = [row for row in results["parts"]["packs"]["rows"] if "round_seconds" in row]
+    assert [row["system"] for row in packs] == ["one after the other", "in a pack of 80 rows"]
     text = page.build_page(results)
     for wanted in (
         "tiny sizes: these figures say nothing",
