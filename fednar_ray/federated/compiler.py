@@ -77,7 +77,7 @@ def _find_path(graph: fx.GraphModule, arguments: Sequence[Tensor], open_rows: fr
         identity.update(f"{shape} {each.dtype} {each.stride()} {each.device}\n".encode())
     for name, constant in sorted({**dict(graph.named_parameters()), **dict(graph.named_buffers())}.items()):
         identity.update(f"{name} {list(constant.shape)}\n".encode())
-        identity.update(constant.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        identity.update(constant.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return _find_directory() / f"{identity.hexdigest()[:32]}.pt2"
 
 

@@ -69,7 +69,6 @@ class PackTrainer:
     """
 
     def __init__(self, rows: int = MATRIX_ROWS) -> None:
-        keep_freed_memory()
         self._gradients: dict[Hashable, GroupGradient] = {}
         self._checked: set[Hashable] = set()
         self._first: dict[Hashable, GroupTrainer] = {}  # keeps what a key identifies alive
@@ -159,6 +158,7 @@ class PackTrainer:
             height //= 2
         key = groups[0].key, height
         if key not in self._gradients:
+            keep_freed_memory(8 * MATRIX_BYTES)
             self._first.setdefault(groups[0].key, groups[0].trainer)
             self._gradients[key] = groups[0].trainer.build_gradient(height)
         return self._gradients[key]

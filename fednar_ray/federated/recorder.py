@@ -9,13 +9,16 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, fx, nn
+from torch._compile import _disable_dynamo
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
+
+aten = torch.ops.aten
 
 GEOMETRY = "geometry"
 """The key in a node's ``meta`` of its tensor's type, shape and strides."""
@@ -26,11 +29,26 @@ class CannotRecord(RuntimeError):
 
 
 class EagerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that needs no precautions against torch's compiler, whose first one imports the compiler."""
+    """A dispatch mode that does not import torch's compiler.
+
+    Other modes are hidden from the compiler at their first operator, which imports it. A subclass of this one is hidden
+    when it is entered, if somebody has imported the compiler by then, as a model with compiled parts has.
+    """
+
+    _is_hidden: ClassVar[bool]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+    def __enter__(self) -> Self:
+        """Enters the mode."""
+        kind = type(self)
+        if "torch._dynamo" in sys.modules and "_is_hidden" not in kind.__dict__:
+            kind.__torch_dispatch__ = _disable_dynamo(kind.__torch_dispatch__)  # type: ignore[method-assign]
+            kind._is_hidden = True
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
 
 def record(function: Callable[..., Any], *arguments: Tensor) -> fx.GraphModule:
@@ -54,6 +72,7 @@ class _Recorder(EagerMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._graph, self._root = fx.Graph(), nn.Module()
         self._nodes = WeakTensorKeyDictionary()
+        self._constants: dict[object, Tensor] = {}  # by where their memory starts; those that nothing has written to
         for number, argument in enumerate(arguments):
             self._remember(argument, self._graph.placeholder(f"argument_{number}"))
 
@@ -65,13 +84,21 @@ class _Recorder(EagerMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.data_dependent_output in func.tags:
-            raise CannotRecord(f"{func} reads values")
+        if func is aten.lift_fresh.default:
+            return self._make_constant(args[0])
         inputs = tree_map(self._find, (args, kwargs))
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        if torch.Tag.data_dependent_output in func.tags:
+            if not all(_get_place(each) in self._constants for each in tensors):
+                raise CannotRecord(f"{func} reads values")
+            return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if func is torch.ops.aten.detach.default:
+        if func is aten.detach.default:
             self._nodes[result] = inputs[0][0]
             return result
+        if func._schema.is_mutable:
+            for each in tensors:
+                self._constants.pop(_get_place(each), None)
         node = self._graph.call_function(func, *inputs)
         if isinstance(result, Tensor):
             self._remember(result, node)
@@ -81,27 +108,43 @@ class _Recorder(EagerMode):
                     self._remember(part, self._graph.call_function(operator.getitem, (node, number)))
         return result
 
+    def _make_constant(self, made: Tensor) -> Tensor:
+        """Records a tensor that the function makes of numbers. Each call of the program may write to its own copy."""
+        self._check_constant(made)
+        node = self._register(made.clone())
+        self._constants[_get_place(made)] = made
+        self._remember(made, self._graph.call_function(aten.lift_fresh_copy.default, (node,)))
+        return made
+
+    def _register(self, value: Tensor) -> fx.Node:
+        name = f"constant_{len(list(self._root.buffers()))}"
+        self._root.register_buffer(name, value, persistent=False)
+        return self._graph.get_attr(name)
+
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
         node.meta[GEOMETRY] = tensor.dtype, tensor.shape, tensor.stride()
         self._nodes[tensor] = node
 
     def _find(self, value: Any) -> Any:
-        """Returns the node of a tensor. A tensor that no operator has made is a constant."""
+        """Returns the node of a tensor. A tensor that no operator has made is a constant, as those of a module are."""
         if not isinstance(value, Tensor):
             return value
         if value not in self._nodes:
             self._check_constant(value)
-            name = f"constant_{len(list(self._root.buffers()))}"
-            self._root.register_buffer(name, value, persistent=False)
-            self._remember(value, self._graph.get_attr(name))
+            self._constants[_get_place(value)] = value
+            self._remember(value, self._register(value))
         return self._nodes[value]
 
     def _check_constant(self, value: Tensor) -> None:
         """Raises CannotRecord if a tensor shares memory with one that the function has computed or was given."""
-        storage = value.untyped_storage().data_ptr()
-        known = [each for each in self._nodes if self._nodes[each].op != "get_attr"]
-        if storage != 0 and any(each.untyped_storage().data_ptr() == storage for each in known):
+        place = _get_place(value)
+        if place not in self._constants and any(_get_place(each) == place for each in self._nodes):
             raise CannotRecord("a tensor shares memory with another in a way that no operator shows")
+
+
+def _get_place(tensor: Tensor) -> object:
+    """Returns what tensors of the same memory have in common, and others do not."""
+    return tensor.untyped_storage().data_ptr() or object()
 
 
 class _LaterImport:
@@ -118,7 +161,7 @@ class _LaterImport:
 @contextmanager
 def without_compiler() -> Iterator[None]:
     """``torch.func.grad`` imports torch's compiler to turn a part of it off. Without the import that is off anyway."""
-    if "torch._dynamo" in sys.modules:
+    if "torch._dynamo" in sys.modules or isinstance(torch.__dict__.get("_dynamo"), _LaterImport):
         yield
         return
     off = _LaterImport("torch._dynamo.compiled_autograd", _disable=nullcontext)

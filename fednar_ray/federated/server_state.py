@@ -84,9 +84,9 @@ class FederationState:
         return start
 
     def take_start(self) -> "RoundStart | None":
-        """Returns what ``keep_start`` kept, once."""
+        """Returns what ``keep_start`` kept of the next round, once."""
         started, self._started = self._started, None
-        return started
+        return started if started is not None and started.broadcast.round_index == self.now.next_round else None
 
     def advance(self, then: ServerSide) -> None:
         """Ends a round: makes ``then`` and the staged client states current."""

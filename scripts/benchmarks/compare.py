@@ -396,8 +396,8 @@ def build_search_body(results: dict[str, Any]) -> tuple[str, str]:
         "whole": "with best and baseline trained once more and tracked, and the report",
     }
     for way, label in (("unpacked", "one trial per process"), ("packed", "in packs")):
-        text = "one round of a trial, in milliseconds of a core (without Ray, Tune and MLflow)"
-        lines += [(f"{label}: {text}", *(f"{row['training'][way]:.1f}" for row in rows))]
+        text = "a round of a trial, of one core, without Ray, Tune and MLflow"
+        lines += [(f"{label}: {text}", *(f"{row['training'][way] / 1000:.4f}" for row in rows))]
         lines += [(f"{label}: {text}", *(f"{row[way][key]:.1f}" for row in rows)) for key, text in what.items()]
     return "A search of 32 trials of 20 rounds on digits", build_table(("seconds", *[""] * len(rows)), lines, "---:")
 

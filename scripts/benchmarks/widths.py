@@ -23,7 +23,7 @@ from steps import (
 from torch import nn
 
 import fednar_ray as fr
-from fednar_ray.execution.devices import keep_freed_memory
+from fednar_ray.core.freed_memory import keep_freed_memory
 from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.federated.vectorization import CPU, _estimate_step_seconds

@@ -36,13 +36,15 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def build_gradient(model: nn.Module, task: Task) -> tuple[Callable[..., Any], ParameterLayout]:
+def build_gradient(
+    model: nn.Module, task: Task, randomness: str = "error"
+) -> tuple[Callable[..., Any], ParameterLayout]:
     layout = ParameterLayout.of(model)
 
     def loss(vector: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         return task.weighted_loss(functional_call(model, layout.unflatten(vector), (x,)), y, weights)
 
-    return vmap(grad_and_value(loss)), layout
+    return vmap(grad_and_value(loss), randomness=randomness), layout
 
 
 @pytest.mark.parametrize("rows", [2, 5])

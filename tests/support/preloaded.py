@@ -1,8 +1,9 @@
 # ruff: noqa: F401 - the imports are the purpose
 """Imports once, for all forked processes, what commands import until their end. It starts no threads, opens no files.
 
-Their new SQLite databases get MLflow's tables from a template. The last line computes what MLflow would compute in
-each process that saves a model.
+Their new SQLite databases get MLflow's tables from a template. The last lines compute what MLflow would compute in
+each process that loads a model. So these processes have PyTorch's compiler and the lists of packages from the start;
+tests/federated/test_recorder.py and tests/tracking/test_models.py test what goes without them.
 """
 
 import gc

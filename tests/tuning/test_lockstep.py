@@ -17,8 +17,11 @@ from fednar_ray.config import Experiment
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.execution.session import RaySession
 from fednar_ray.federated.client_trainer import GroupTrainer
+from fednar_ray.federated.collection import RoundStart, start_round
 from fednar_ray.federated.gradients import GroupGradient
 from fednar_ray.federated.pack_trainer import MATRIX_ROWS, PackTrainer
+from fednar_ray.federated.round_plan import RoundPlan
+from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tuning.lockstep import train_together
 from fednar_ray.tuning.trial_federation import TrialFederation
 
@@ -198,3 +201,17 @@ def test_a_matrix_uses_the_memory_of_the_step_before() -> None:
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     pages = 4 * MATRIX_ROWS * len(federations[0].parameters) // resource.getpagesize()
     assert faults < pages * steps * rounds / 4  # a vector of the matrix that is new in every step takes all its pages
+
+
+def test_a_round_that_is_trained_ahead_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def start(plan: RoundPlan, state: FederationState) -> RoundStart:
+        started.append(state.now.next_round)
+        return start_round(plan, state)
+
+    for module in ("fednar_ray.experiments.pack_member", "fednar_ray.federated.round_loop"):
+        monkeypatch.setattr(f"{module}.start_round", start)
+    federations = open_all(build_all())
+    train_together(federations, [ROUNDS] * len(federations), PackTrainer())
+    assert sorted(started) == sorted([*range(ROUNDS)] * len(federations))
