@@ -42,7 +42,7 @@ class EagerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def __enter__(self) -> Self:
-        """Enters the mode."""
+        """Enters the mode, and first hides its kind from a compiler that has been imported."""
         kind = type(self)
         if "torch._dynamo" in sys.modules and "_is_hidden" not in kind.__dict__:
             kind.__torch_dispatch__ = _disable_dynamo(kind.__torch_dispatch__)  # type: ignore[method-assign]
