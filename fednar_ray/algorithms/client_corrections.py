@@ -33,6 +33,15 @@ class LocalRound:
     state: Tensor
     local_lr: Scalar
 
+    def cut(self, block: slice) -> "LocalRound":
+        """Returns the round with only these coordinates of its vectors, which are not copied."""
+        return LocalRound(
+            global_params=self.global_params[block],
+            shared={name: vector[block] for name, vector in self.shared.items()},
+            state=self.state[:, block],
+            local_lr=self.local_lr,
+        )
+
 
 Correction = Callable[[Tensor, Tensor], Tensor]
 """(gradient [C, d], parameters [C, d]) → corrected gradient [C, d]."""
@@ -66,12 +75,15 @@ class ClientCorrection(NamedTuple):
             name. A correction with shared vectors needs ``next_state``.
         is_pure: Whether no function writes to the tensors that it is given. They may then lie in memory that must not
             be written to, such as Ray's object store; otherwise they are copied first.
+        is_elementwise: Whether each coordinate of a result depends only on the same coordinate of the vectors. The
+            functions are then called with a few coordinates of large vectors at a time, which stay in the cache.
     """
 
     correction: Callable[[LocalRound], Correction]
     next_state: NextState | None = None
     shared: Mapping[str, SharedVector] = {}
     is_pure: bool = False
+    is_elementwise: bool = False
 
 
 def keep_gradient(grad: Tensor, params: Tensor) -> Tensor:
@@ -84,7 +96,7 @@ def plain() -> ClientCorrection:
 
     Source: McMahan et al., AISTATS 2017.
     """
-    return ClientCorrection(lambda _: keep_gradient, is_pure=True)
+    return ClientCorrection(lambda _: keep_gradient, is_pure=True, is_elementwise=True)
 
 
 def proximal(mu: float) -> ClientCorrection:
@@ -92,7 +104,9 @@ def proximal(mu: float) -> ClientCorrection:
 
     Source: Li et al., MLSys 2020, equation 2.
     """
-    return ClientCorrection(lambda r: lambda grad, params: grad + mu * (params - r.global_params), is_pure=True)
+    return ClientCorrection(
+        lambda r: lambda grad, params: grad + mu * (params - r.global_params), is_pure=True, is_elementwise=True
+    )
 
 
 def control_variate() -> ClientCorrection:
@@ -116,7 +130,7 @@ def control_variate() -> ClientCorrection:
         change=lambda r, states: states - r.state,
         update=lambda c, change, examples: c + change / np.float32(examples),
     )
-    return ClientCorrection(correction, next_state, {"control": control}, is_pure=True)
+    return ClientCorrection(correction, next_state, {"control": control}, is_pure=True, is_elementwise=True)
 
 
 def dynamic(alpha: float) -> ClientCorrection:
@@ -133,4 +147,4 @@ def dynamic(alpha: float) -> ClientCorrection:
     def next_state(r: LocalRound, delta: Tensor, steps: Tensor) -> Tensor:
         return r.state - alpha * delta
 
-    return ClientCorrection(correction, next_state, is_pure=True)
+    return ClientCorrection(correction, next_state, is_pure=True, is_elementwise=True)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.core.exclusion import Exclusion
+from fednar_ray.core.file_rows import FileRow
 from fednar_ray.core.flat_params import BufferVector, FloatVector
 from fednar_ray.core.schedules import RoundScalars
 
@@ -40,31 +41,57 @@ class GroupTask:
 
     Attributes:
         client_ids: The clients, in the order of the matrix's rows.
-        states: Each client's state [d] for client corrections that keep one; None stands for zeros. None as a whole
-            if the correction keeps no state.
+        states: Each client's state [d] for client corrections that keep one, or where to read it; None stands for
+            zeros. None as a whole if the correction keeps no state.
+        places: Where to write each client's new state; None: the update contains them.
         factors: What each client's update is multiplied by in the sums; 0 excludes the client. None stands for 1.
         return_rows: Whether the update must contain each client's own row.
         verify: Whether the traced gradient is compared with an eager one before training.
+        term: Which term of the round's sums the group is part of; None: it is one by itself.
     """
 
     client_ids: tuple[int, ...]
-    states: tuple[FloatVector | None, ...] | None
+    states: tuple[FloatVector | FileRow | None, ...] | None
+    places: tuple[FileRow, ...] | None = None
     factors: tuple[float, ...] | None = None
     return_rows: bool = False
     verify: bool = False
+    term: int | None = None
 
     def halves(self) -> "tuple[GroupTask, GroupTask]":
         """Returns the same clients as two groups."""
         middle = (len(self.client_ids) + 1) // 2
         return self._part(slice(middle)), self._part(slice(middle, None))
 
+    def without_files(self) -> "GroupTask":
+        """Returns the task for a process that cannot open the driver's files."""
+        read = (state.read() if isinstance(state, FileRow) else state for state in self.states or ())
+        return replace(self, states=None if self.states is None else tuple(read), places=None)
+
     def _part(self, part: slice) -> "GroupTask":
         return replace(
             self,
             client_ids=self.client_ids[part],
             states=None if self.states is None else self.states[part],
+            places=None if self.places is None else self.places[part],
             factors=None if self.factors is None else self.factors[part],
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermTask:
+    """One call: train these client groups of one term one after the other, and return the sum of their updates."""
+
+    groups: tuple[GroupTask, ...]
+
+    @property
+    def client_ids(self) -> tuple[int, ...]:
+        """The clients of all groups."""
+        return tuple(client_id for group in self.groups for client_id in group.client_ids)
+
+    def without_files(self) -> "TermTask":
+        """Returns the task for a process that cannot open the driver's files."""
+        return TermTask(groups=tuple(group.without_files() for group in self.groups))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +120,28 @@ class ClientMetrics:
         copies: dict[str, Any] = {name: value.copy() for name, value in values if isinstance(value, np.ndarray)}
         return replace(self, **copies)
 
+    def followed_by(self, other: "ClientMetrics") -> "ClientMetrics":
+        """Returns the metrics of these clients, then those of the clients of another group."""
+        width = max(self.norm_points.shape[1], other.norm_points.shape[1])
+        both = [replace(each, norm_points=_widen(each.norm_points, width)) for each in (self, other)]
+        names = [item.name for item in fields(self) if isinstance(getattr(self, item.name), np.ndarray)]
+        joined: dict[str, Any] = {name: np.concatenate([getattr(each, name) for each in both]) for name in names}
+        return ClientMetrics(
+            client_ids=self.client_ids + other.client_ids,
+            train_seconds=self.train_seconds + other.train_seconds,
+            exclusions={**self.exclusions, **other.exclusions},
+            **joined,
+        )
+
+
+def _widen(points: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
+    """Returns [C, P] with more columns, of NaN."""
+    return np.pad(points, ((0, 0), (0, width - points.shape[1])), constant_values=np.nan)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupUpdate:
-    """What one client group returns. Excluded clients are in none of the sums, and keep their states.
+    """What one client group returns, or several of one term. Excluded clients are in no sum, and keep their states.
 
     weight_i is n_i, or 1 for unweighted algorithms; factor_i is the task's.
     """
@@ -104,9 +149,10 @@ class GroupUpdate:
     metrics: ClientMetrics
     weighted_delta: FloatVector  # [d] Σ weight_i·factor_i·(x_i − x_round)
     weighted_buffers: BufferVector | None  # [b] Σ weight_i·buffers_i, if the model has running statistics
-    states: FloatVector | None  # [C, d] the clients' new states, if the client correction keeps them
+    states: tuple[FloatVector | FileRow, ...] | None  # [d] each: new states, or where they are; None: clients keep none
     shared_changes: Mapping[str, FloatVector]  # [d] each: Σ n_i·change_i, by the name of the shared vector
     rows: FloatVector | None = None  # [C, d] x_i − x_round, if the task asks for them
+    term: int | None = None  # the task's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

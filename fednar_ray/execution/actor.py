@@ -9,8 +9,18 @@ import ray
 import torch
 
 from fednar_ray.core.exits import exits_as_errors
+from fednar_ray.core.file_rows import identify_machine
 from fednar_ray.core.freed_memory import keep_freed_memory
-from fednar_ray.core.messages import Broadcast, ClientMetrics, EvalParams, GroupTask, GroupUpdate, Scores, ScoringTask
+from fednar_ray.core.messages import (
+    Broadcast,
+    ClientMetrics,
+    EvalParams,
+    GroupTask,
+    GroupUpdate,
+    Scores,
+    ScoringTask,
+    TermTask,
+)
 from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
@@ -39,7 +49,7 @@ class TrainingActor:
         """Returns the node, the process and the GPUs that Ray gave this actor."""
         context = ray.get_runtime_context()
         gpus = tuple(context.get_accelerator_ids().get("GPU", ()))
-        return ActorInfo(context.get_node_id(), os.getpid(), gpus)
+        return ActorInfo(context.get_node_id(), os.getpid(), gpus, identify_machine())
 
     def prepare(
         self,
@@ -92,6 +102,12 @@ class TrainingActor:
         trainer = self._get_trainer()
         with exits_as_errors():
             return trainer.train(broadcast, task)
+
+    def train_term(self, broadcast: Broadcast, task: TermTask) -> GroupUpdate:
+        """Runs the local rounds of several client groups, and returns the sum of their updates."""
+        trainer = self._get_trainer()
+        with exits_as_errors():
+            return trainer.train_term(broadcast, task)
 
     def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
         """Runs the local round of one client group and returns its metrics alone. The rest is held for ``train``."""

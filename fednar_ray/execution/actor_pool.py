@@ -24,6 +24,7 @@ from fednar_ray.core.messages import (
     GroupUpdate,
     Scores,
     ScoringTask,
+    TermTask,
 )
 from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.core.stages import announce
@@ -31,7 +32,7 @@ from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.deadlines import Deadline, NoActor, SlowCall, SlowStart, TimeLimits, compute_wait_seconds
-from fednar_ray.execution.dispatch import find_absent_slots, find_next_dispatch
+from fednar_ray.execution.dispatch import find_absent_slots, find_next_dispatch, join_terms
 from fednar_ray.execution.failure_policy import FailureKind, FailurePolicy, classify_error, describe_error
 from fednar_ray.execution.node_loss import NodeLosses
 from fednar_ray.execution.ray_errors import classify_actor_loss, is_preempted, unwrap_task_error
@@ -127,9 +128,12 @@ class ActorPool:
         return [slot.info for slot in self._slots if slot.info is not None]
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
-        """Yields the updates of ``tasks``, in their order."""
-        slots = [self._find_own_slot(task) for task in tasks]
-        return self._run(GroupStream("train", broadcast, tasks, slots, self._policy))
+        """Yields the updates of ``tasks``, in their order; one update for groups of a term that one actor trains."""
+        work = (
+            tasks if self._dedicated or self._limits.call_seconds is not None else join_terms(tasks, len(self._slots))
+        )
+        slots = [None if isinstance(item, TermTask) else self._find_own_slot(item) for item in work]
+        return self._run(GroupStream("train", broadcast, work, slots, self._policy))
 
     def measure(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[ClientMetrics | ClientsLost]:
         """Yields the metrics of ``tasks``, in their order. The actors hold the trained models for ``train``."""
@@ -168,7 +172,7 @@ class ActorPool:
             while (found := find_next_dispatch(stream.queue, self._slots, dedicated=self._dedicated)) is not None:
                 call, slot = found
                 stream.queue.mark_sent(call)
-                slot.add(stream.send(slot.actor, call.work), call)
+                slot.add(stream.send(slot, call.work), call)
             self._wait(stream, hold=hold)
 
     def _wait(self, stream: Stream | None = None, *, hold: bool = False) -> None:

@@ -1,8 +1,10 @@
 """Decides which call is sent to which actor next, from the state of the queue and of the pool's slots."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
+from fednar_ray.core.messages import GroupTask, TermTask
 from fednar_ray.execution.queue import Call, CallQueue
 from fednar_ray.execution.slots import CALLS_PER_ACTOR, Slot
 
@@ -54,3 +56,18 @@ def find_absent_slots(queue: CallQueue[Any], slots: Sequence[Slot]) -> list[Slot
     """Returns the slots of a dedicated pool that waiting calls need and whose actors are still starting."""
     needed = {call.slot for call in queue.waiting}
     return [slot for slot in slots if slot.index in needed and not slot.is_ready]
+
+
+def join_terms(tasks: Sequence[GroupTask], actors: int) -> list[GroupTask | TermTask]:
+    """Joins the client groups of each term into one call, as far as every actor gets the same number of terms.
+
+    Args:
+        tasks: The groups of a round, in dispatch order.
+        actors: The number of actors that may take any of them.
+    """
+    terms = [tuple(groups) for term, groups in groupby(tasks, key=lambda task: task.term) if term is not None]
+    if not terms:
+        return list(tasks)
+    whole = len(terms) - len(terms) % actors
+    rest = [task for groups in terms[whole:] for task in groups]
+    return [*(TermTask(groups=groups) for groups in terms[:whole]), *rest]

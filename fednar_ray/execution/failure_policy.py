@@ -135,10 +135,17 @@ class RoundFailures:
         if isinstance(decision, Drop):
             self._remaining -= 1  # the round loop logs which client was excluded
         else:
-            who = describe_clients(failure.client_ids, self._policy.client_names)
-            level = logging.DEBUG if self._policy.private else logging.WARNING
-            log.log(level, "round %d, %s: %s; %s", self._round_index, who, failure.reason, _describe(decision))
+            self._log(failure.client_ids, failure.reason, _describe(decision))
         return decision
+
+    def log_term(self, client_ids: tuple[int, ...], reason: str) -> None:
+        """Logs that one of several client groups failed, which are trained one by one next."""
+        self._log(client_ids, reason, "training each client group by itself")
+
+    def _log(self, client_ids: tuple[int, ...], reason: str, next_step: str) -> None:
+        who = describe_clients(client_ids, self._policy.client_names)
+        level = logging.DEBUG if self._policy.private else logging.WARNING
+        log.log(level, "round %d, %s: %s; %s", self._round_index, who, reason, next_step)
 
 
 def _describe(decision: Retry | Split) -> str:

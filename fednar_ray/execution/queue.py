@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from fednar_ray.core.messages import GroupTask, ScoringTask
+from fednar_ray.core.messages import GroupTask, ScoringTask, TermTask
 from fednar_ray.secure.messages import UnmaskTask
 
-WorkItem = TypeVar("WorkItem", GroupTask, ScoringTask, UnmaskTask)
+WorkItem = TypeVar("WorkItem", GroupTask, GroupTask | TermTask, ScoringTask, UnmaskTask)
 Key = tuple[int, ...]
 """A position in the dispatch order. The halves of (3,) are (3, 0) and (3, 1)."""
 
@@ -83,13 +83,13 @@ class CallQueue(Generic[WorkItem]):
         """Puts a call that was sent back into the waiting list, at its old position."""
         insort(self._waiting, call)
 
-    def split(self: "CallQueue[GroupTask]", call: Call[GroupTask], attempts: int) -> None:
-        """Replaces a call by one call for each half of its group, each with so many failed ``attempts``."""
-        halves = [
-            Call((*call.key, i), half, call.slot, attempts, call.avoid, call.alone)
-            for i, half in enumerate(call.work.halves())
+    def split(self: "CallQueue[GroupTask | TermTask]", call: Call[GroupTask | TermTask], attempts: int) -> None:
+        """Replaces a call by its parts, each with so many failed ``attempts``: a term's groups, or a group's halves."""
+        tasks = call.work.groups if isinstance(call.work, TermTask) else call.work.halves()
+        parts: list[Call[GroupTask | TermTask]] = [
+            Call((*call.key, i), task, call.slot, attempts, call.avoid, call.alone) for i, task in enumerate(tasks)
         ]
         position = self._order.index(call.key)
-        self._order[position : position + 1] = [half.key for half in halves]
-        for half in halves:
-            insort(self._waiting, half)
+        self._order[position : position + 1] = [part.key for part in parts]
+        for part in parts:
+            insort(self._waiting, part)

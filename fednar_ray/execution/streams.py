@@ -7,9 +7,11 @@ from typing import Any, Literal, Protocol
 import ray
 
 from fednar_ray.core.errors import RunFailed
-from fednar_ray.core.messages import Broadcast, ClientsLost, EvalParams, GroupTask, ScoringTask
+from fednar_ray.core.file_rows import identify_machine
+from fednar_ray.core.messages import Broadcast, ClientsLost, EvalParams, GroupTask, ScoringTask, TermTask
 from fednar_ray.execution.failure_policy import Drop, Failure, FailureKind, FailurePolicy, Retry, RoundFailures, Split
 from fednar_ray.execution.queue import Call, CallQueue
+from fednar_ray.execution.slots import Slot
 from fednar_ray.secure.messages import MaskedBroadcast, UnmaskRequest, UnmaskTask
 
 log = logging.getLogger("fednar_ray")
@@ -22,8 +24,8 @@ class Stream(Protocol):
 
     queue: CallQueue[Any]
 
-    def send(self, actor: Any, work: Any) -> Any:
-        """Calls the actor, and returns the reference of its result."""
+    def send(self, slot: Slot, work: Any) -> Any:
+        """Calls the slot's actor, and returns the reference of its result."""
 
     def handle_failure(self, call: Call[Any], kind: FailureKind, reason: str) -> None:
         """Requeues a failed call, splits it, or replaces its result by the lost clients.
@@ -39,7 +41,7 @@ class GroupStream:
     Args:
         method: The method of the actors that is called.
         broadcast: What all groups of the round receive.
-        tasks: The groups, in dispatch order.
+        tasks: The groups, in dispatch order; with ``train`` also several groups of one term.
         slots: For each task the slot that must or should take it, or None.
         policy: Decides what follows a failed call.
     """
@@ -48,20 +50,37 @@ class GroupStream:
         self,
         method: Literal["train", "measure", "train_masked"],
         broadcast: Broadcast | MaskedBroadcast,
-        tasks: Sequence[GroupTask],
+        tasks: Sequence[GroupTask | TermTask],
         slots: Sequence[int | None],
         policy: FailurePolicy,
     ) -> None:
-        self.queue: CallQueue[GroupTask] = CallQueue(tasks, slots)
+        self.queue: CallQueue[GroupTask | TermTask] = CallQueue(tasks, slots)
         self._method, self._broadcast = method, put_if_large(broadcast)
+        self._machine, self._sent = identify_machine(), set[int]()  # the clients that calls have been sent for
         self._failures = RoundFailures(policy, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
 
-    def send(self, actor: Any, work: GroupTask) -> Any:
-        """Calls the actor, and returns the reference of its result."""
-        return getattr(actor, self._method).remote(self._broadcast, work)
+    def send(self, slot: Slot, work: GroupTask | TermTask) -> Any:
+        """Calls the slot's actor, and returns the reference of its result.
 
-    def handle_failure(self, call: Call[GroupTask], kind: FailureKind, reason: str) -> None:
-        """Carries out the policy's decision. Raises RoundAborted if too few clients remain."""
+        Only the first call for a client may write to the driver's file, since an actor that was given up may still do.
+        """
+        assert slot.info is not None
+        opens_files = slot.info.machine is not None and slot.info.machine == self._machine
+        if not opens_files or not self._sent.isdisjoint(work.client_ids):
+            work = work.without_files()
+        self._sent.update(work.client_ids)
+        method = "train_term" if isinstance(work, TermTask) else self._method
+        return getattr(slot.actor, method).remote(self._broadcast, work)
+
+    def handle_failure(self, call: Call[GroupTask | TermTask], kind: FailureKind, reason: str) -> None:
+        """Carries out the policy's decision. Raises RoundAborted if too few clients remain.
+
+        A term's groups are first trained one by one, since only then is it known which of them failed.
+        """
+        if isinstance(call.work, TermTask):
+            self._failures.log_term(call.work.client_ids, reason)
+            self.queue.split(call, attempts=0)
+            return
         failure = Failure(client_ids=call.work.client_ids, kind=kind, reason=reason, attempts=call.attempts)
         match self._failures.handle(failure):
             case Retry():
@@ -81,9 +100,9 @@ class ScoringStream:
         self.queue: CallQueue[ScoringTask] = CallQueue(tasks, slots)
         self._eval_params, self._round_index, self._policy = put_if_large(eval_params), eval_params.round_index, policy
 
-    def send(self, actor: Any, work: ScoringTask) -> Any:
-        """Calls the actor, and returns the reference of its result."""
-        return actor.score.remote(self._eval_params, work)
+    def send(self, slot: Slot, work: ScoringTask) -> Any:
+        """Calls the slot's actor, and returns the reference of its result."""
+        return slot.actor.score.remote(self._eval_params, work)
 
     def handle_failure(self, call: Call[ScoringTask], kind: FailureKind, reason: str) -> None:
         """Requeues the call. Raises RunFailed after the last retry."""
@@ -109,9 +128,9 @@ class RevealStream:
         self.queue: CallQueue[UnmaskTask] = CallQueue(tasks, slots)
         self._request, self._policy, self._remaining = request, policy, len(tasks)
 
-    def send(self, actor: Any, work: UnmaskTask) -> Any:
-        """Calls the actor, and returns the reference of its result."""
-        return actor.reveal.remote(self._request, work)
+    def send(self, slot: Slot, work: UnmaskTask) -> Any:
+        """Calls the slot's actor, and returns the reference of its result."""
+        return slot.actor.reveal.remote(self._request, work)
 
     def handle_failure(self, call: Call[UnmaskTask], kind: FailureKind, reason: str) -> None:
         """Leaves the client out, unless its answer is needed: then the call is retried."""

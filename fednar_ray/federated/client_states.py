@@ -1,6 +1,8 @@
-"""The states that algorithms keep for each client: one row [d] per client, in memory, or on disk beyond a budget."""
+"""The states that algorithms keep for each client: one row [d] per client, in memory, or on disk beyond a budget.
 
-import os
+Rows on disk can be read and written by other processes of the machine, so that they need not be sent to them.
+"""
+
 import tempfile
 import threading
 import weakref
@@ -13,8 +15,11 @@ from typing import BinaryIO
 import numpy as np
 import psutil
 
-from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.file_rows import FileRow, build_write_error, name_open_file, read_fully, write_fully
 from fednar_ray.core.flat_params import FloatVector
+
+LARGE_BYTES = 2**20
+"""Rows of this size go to disk at once, unless a budget is given: the kernel keeps them in free memory anyway."""
 
 StoredRow = FloatVector | int
 """A row in memory, or the slot of a row in the file."""
@@ -38,19 +43,21 @@ class ClientStates:
     Args:
         dimension: d.
         memory_bytes: The most memory that rows may take before they are written to a file. None: a tenth of the
-            memory that is free now.
+            memory that is free now; nothing for rows of ``LARGE_BYTES``.
         directory: Where the file lies. None: the system's directory for temporary files.
     """
 
     def __init__(self, dimension: int, memory_bytes: int | None = None, directory: Path | None = None) -> None:
         self._row_bytes = 4 * dimension
-        budget = psutil.virtual_memory().available // 10 if memory_bytes is None else memory_bytes
-        self._rows_in_memory = budget // self._row_bytes
+        if memory_bytes is None:
+            memory_bytes = 0 if self._row_bytes >= LARGE_BYTES else psutil.virtual_memory().available // 10
+        self._rows_in_memory = memory_bytes // self._row_bytes
         self._in_memory = 0  # current and staged
         self._rows: dict[int, StoredRow] = {}
         self._versions: dict[int, int] = {}
         self._staged: dict[int, StoredRow] = {}
         self._file = _RowFile(self._row_bytes, directory)
+        self._lent: dict[FileRow, int] = {}  # with their slots
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -60,9 +67,36 @@ class ClientStates:
         row = self._rows.get(client_id)
         return None if row is None else self._read(row)
 
-    def stage(self, client_id: int, row: FloatVector) -> None:
-        """Keeps a copy of the client's next row until ``commit``. Raises RunFailed if the disk is full."""
+    def locate(self, client_id: int) -> FloatVector | FileRow | None:
+        """Returns the client's current row, or where other processes find it; None while it is zero."""
+        row = self._rows.get(client_id)
+        place = self._file.locate(row) if isinstance(row, int) else None
+        return self.get(client_id) if place is None else place
+
+    def lend(self) -> FileRow | None:
+        """Returns a place to which another process may write a row, to be staged; None if the next row is no file's.
+
+        A place that is not staged before ``commit`` or ``discard`` is given up: someone may still write to it.
+        """
         if self._in_memory < self._rows_in_memory:
+            return None
+        slot = self._file.take_slot()
+        place = self._file.locate(slot)
+        if place is None:
+            self._file.free(slot)
+        else:
+            self._lent[place] = slot
+        return place
+
+    def stage(self, client_id: int, row: FloatVector | FileRow) -> None:
+        """Keeps a copy of the client's next row until ``commit``, or the place that it has been written to.
+
+        Raises:
+            RunFailed: The disk is full.
+        """
+        if isinstance(row, FileRow):
+            self._staged[client_id] = self._lent.pop(row)
+        elif self._in_memory < self._rows_in_memory:
             self._in_memory += 1
             self._staged[client_id] = row.copy()
         else:
@@ -75,13 +109,13 @@ class ClientStates:
             self._rows[client_id], self._versions[client_id] = row, round_index
             if before is not row:
                 self._release(before)
-        self._staged = {}
+        self._staged, self._lent = {}, {}
 
     def discard(self) -> None:
         """Discards the rows that were staged since the last ``commit``."""
         for row in self._staged.values():
             self._release(row)
-        self._staged = {}
+        self._staged, self._lent = {}, {}
 
     def _release(self, row: StoredRow | None) -> None:
         if isinstance(row, int):
@@ -113,39 +147,48 @@ class _RowFile:
     """Stores rows of equal size in an unnamed temporary file, by slot. A slot that a view pins is not reused."""
 
     def __init__(self, row_bytes: int, directory: Path | None) -> None:
-        self._row_bytes, self._directory = row_bytes, directory
+        self._row_bytes, self._directory = row_bytes, str(directory or tempfile.gettempdir())
         self._file: BinaryIO | None = None
         self._slots, self._free = 0, list[int]()
         self._pins, self._retired = Counter[int](), set[int]()
         self._lock = threading.Lock()  # views are released by the thread that writes checkpoints
 
-    def write(self, row: FloatVector) -> int:
-        """Writes a row into a free slot, and returns the slot."""
+    def take_slot(self) -> int:
+        """Returns a slot that is free, or new."""
         with self._lock:
             if self._free:
-                slot = self._free.pop()
-            else:
-                slot, self._slots = self._slots, self._slots + 1
-        data, written = np.ascontiguousarray(row, dtype=np.float32).view(np.uint8).data, 0
+                return self._free.pop()
+            self._slots += 1
+            return self._slots - 1
+
+    def write(self, row: FloatVector) -> int:
+        """Writes a row into a free slot, and returns the slot. Raises RunFailed if the disk is full."""
+        slot = self.take_slot()
         try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115 - as long as we
-                weakref.finalize(self, self._file.close)
-            while written < self._row_bytes:
-                written += os.pwrite(self._file.fileno(), data[written:], slot * self._row_bytes + written)
+            write_fully(self._open(), row, slot * self._row_bytes)
         except OSError as error:
-            where = self._directory or tempfile.gettempdir()
-            raise RunFailed(f"a client's state cannot be written to {where}: {error.strerror}") from error
+            raise build_write_error(self._directory, error) from error
         return slot
 
     def read(self, slot: int) -> FloatVector:
         """Returns a copy of the row in a slot."""
-        assert self._file is not None
         row = np.empty(self._row_bytes // 4, dtype=np.float32)
-        data, done = row.view(np.uint8).data, 0
-        while done < self._row_bytes:
-            done += os.preadv(self._file.fileno(), [data[done:]], slot * self._row_bytes + done)
+        read_fully(self._open(), row, slot * self._row_bytes)
         return row
+
+    def locate(self, slot: int) -> FileRow | None:
+        """Returns where other processes find a slot; None if they cannot. Raises RunFailed if there is no file."""
+        try:
+            path = name_open_file(self._open())
+        except OSError as error:
+            raise build_write_error(self._directory, error) from error
+        return None if path is None else FileRow(path, self._directory, slot * self._row_bytes, self._row_bytes // 4)
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115 - as long as we
+            weakref.finalize(self, self._file.close)
+        return self._file
 
     def free(self, slot: int) -> None:
         """Marks a slot as free once no view pins it."""

@@ -19,7 +19,7 @@ from fednar_ray.core.buffers import check_unchanged, find_buffer_exclusion
 from fednar_ray.core.exclusion import Exclusion
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
-from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate
+from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate, TermTask
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.core.step_norms import summarize_norms
@@ -32,7 +32,7 @@ from fednar_ray.federated.compiled_steps import CompiledSteps
 from fednar_ray.federated.gradients import GroupGradient, SingleGradient
 from fednar_ray.federated.group_update import Trained, build_update
 from fednar_ray.federated.held_groups import HeldGroups
-from fednar_ray.federated.local_steps import RowScalars, StepSums, take_local_steps
+from fednar_ray.federated.local_steps import RowScalars, StepSums, build_correction, take_local_steps
 from fednar_ray.federated.precision import use_precision
 from fednar_ray.federated.private_gradient import PrivateGradient
 from fednar_ray.federated.round_vectors import RoundVectors
@@ -136,12 +136,26 @@ class GroupTrainer:
         with use_one_thread(), torch.no_grad(), fork, global_, precision, suppress(Exception), exits_as_errors():
             self._get_gradient(len(client_ids))(self._plan_batches(client_ids, steps, 0).with_zeros(), 0)
 
-    def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
-        """Trains one client group and returns its update. A group that ``measure`` holds is not trained again."""
+    def train(self, broadcast: Broadcast, task: GroupTask, before: GroupUpdate | None = None) -> GroupUpdate:
+        """Trains one client group and returns its update. A group that ``measure`` holds is not trained again.
+
+        Args:
+            broadcast: The round.
+            task: The group.
+            before: The update of the groups before this one in its term. This one is added to it, in its memory.
+        """
         held = self.held.take(broadcast.round_index, task.client_ids)
         with use_one_thread(), torch.no_grad(), use_precision("float32", self._device):
             trained = self._train(broadcast, task) if held is None else held
-            return build_update(self._plan, trained, task, broadcast.norm_bound)
+            return build_update(self._plan, trained, task, broadcast.norm_bound, before)
+
+    def train_term(self, broadcast: Broadcast, task: TermTask) -> GroupUpdate:
+        """Trains the client groups of a term one after the other, and returns the sum of their updates."""
+        update = None
+        for group in task.groups:
+            update = self.train(broadcast, group, update)
+        assert update is not None
+        return update
 
     def train_rows(self, broadcast: Broadcast, task: GroupTask) -> Trained:
         """Trains one client group and returns each client's row. The next group overwrites them."""
@@ -202,7 +216,7 @@ class GroupTrainer:
         else:
             if task.verify and isinstance(gradient, GroupGradient):
                 gradient.verify(batches, 0)
-            correct = self._plan.correction.correction(group.local_round)
+            correct = build_correction(self._plan.correction, group.local_round, gradient.params)
             regularizer, own = self._plan.regularizer, RowScalars.of(scalars)
             sums = StepSums.of(take_local_steps(regularizer, gradient, batches, steps, correct, own), steps)
         check_unchanged(gradient.module, self._constant_buffers)

@@ -9,7 +9,7 @@ from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import Broadcast, ClientMetrics, ClientsLost, GroupTask, GroupUpdate
 from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.core.timing import Phases
-from fednar_ray.federated.aggregation import RoundSums
+from fednar_ray.federated.aggregation import RoundSums, number_terms
 from fednar_ray.federated.client_pool import ClientPool
 from fednar_ray.federated.client_sampling import Selection
 from fednar_ray.federated.robust import norm_clip_factors
@@ -56,7 +56,9 @@ def start_round(plan: RoundPlan, state: FederationState) -> RoundStart:
     client_ids = selection.returned
     steps = plan.workload.steps(plan.sizes[list(client_ids)])
     groups = form_groups(client_ids, steps, plan.group_size) if client_ids else []
-    tasks = [_build_task(plan, state, group) for group in groups]
+    sums_only = plan.secure is None and not plan.two_phase and not plan.needs_rows
+    terms = number_terms(len(groups), now.server.parameters.nbytes) if sums_only else [None] * len(groups)
+    tasks = [_build_task(plan, state, group, term) for group, term in zip(groups, terms, strict=True)]
     tasks[:1] = [replace(task, verify=_is_verified(index)) for task in tasks[:1]]
     return RoundStart(scalars=scalars, selection=selection, broadcast=broadcast, tasks=tuple(tasks))
 
@@ -84,7 +86,7 @@ def train_clients(
             measured = pool.measure(start.broadcast, tasks)
         tasks = _screen(plan, state, sums, phases.measure_items("train", measured))
     with phases.measure("broadcast"):
-        updates = pool.train(start.broadcast, tasks)
+        updates = pool.train(start.broadcast, [_lend_places(state, task) for task in tasks])
     for update in phases.measure_items("train", updates):
         _add_or_exclude(state, sums, update)
     return sums
@@ -95,9 +97,17 @@ def _is_verified(round_index: int) -> bool:
     return (round_index + 1).bit_count() == 1
 
 
-def _build_task(plan: RoundPlan, state: FederationState, group: tuple[int, ...]) -> GroupTask:
+def _build_task(plan: RoundPlan, state: FederationState, group: tuple[int, ...], term: int | None = None) -> GroupTask:
     stateful = plan.algorithm.client.next_state is not None
-    return GroupTask(client_ids=group, states=tuple(map(state.clients.get, group)) if stateful else None)
+    return GroupTask(client_ids=group, states=tuple(map(state.clients.locate, group)) if stateful else None, term=term)
+
+
+def _lend_places(state: FederationState, task: GroupTask) -> GroupTask:
+    """Returns the task with places for the clients' new states, if these are kept in a file."""
+    if task.states is None:
+        return task
+    places = [place for _ in task.client_ids if (place := state.clients.lend()) is not None]
+    return replace(task, places=tuple(places)) if len(places) == len(task.client_ids) else task
 
 
 def _screen(

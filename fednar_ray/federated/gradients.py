@@ -5,6 +5,7 @@ One client goes through plain autograd, several go through ``torch.func.vmap``, 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -37,7 +38,10 @@ class Gradient(Protocol):
 
 
 class SingleGradient:
-    """Plain autograd for a group of one client. The module's parameters and gradients are views of [1, d] tensors."""
+    """Plain autograd for a group of one client. The module's parameters are views of a [1, d] tensor.
+
+    Each parameter's gradient is copied to its place in the group's as soon as it is known, while it is in the cache.
+    """
 
     def __init__(
         self,
@@ -52,20 +56,35 @@ class SingleGradient:
         self.given = GivenState(self.module)
         self.params = torch.zeros(1, layout.dimension, device=device)
         self._grad = torch.zeros_like(self.params)
-        values, grads = layout.unflatten(self.params[0]), layout.unflatten(self._grad[0])
+        values, self._grads = layout.unflatten(self.params[0]), layout.unflatten(self._grad[0])
+        self._missing: set[str] = set()  # the parameters without a gradient in this step, so far
         for name, parameter in zip(layout.names, trainable(self.module), strict=True):
-            parameter.data, parameter.grad = values[name], grads[name]
+            parameter.data, parameter.grad = values[name], None
+            hook = partial(self._collect, name)
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
         """Returns the gradient [1, d], in memory that the next call overwrites, and the loss [1]."""
         x, y = plan.unpadded_batch(step)
-        self._grad.zero_()
+        self._missing = set(self._grads)
         with torch.enable_grad(), nullcontext() if plan.keys is None else AddressedDraws(plan.keys[step]):
             with autocast(self._precision, x.device):
                 outputs = self.module(x)
             loss = self._mean_loss(restore_float32(outputs), y)
             loss.backward()  # type: ignore[no-untyped-call]
+        for name in self._missing:
+            self._grads[name].zero_()
         return self._grad, loss.detach().view(1)
+
+    def _collect(self, name: str, parameter: Tensor) -> None:
+        """Takes a parameter's gradient; a part of it, if autograd runs in several parts, as with checkpoints."""
+        assert parameter.grad is not None
+        if name in self._missing:
+            self._missing.remove(name)
+            self._grads[name].copy_(parameter.grad)
+        else:
+            self._grads[name].add_(parameter.grad)
+        parameter.grad = None
 
 
 class GroupGradient:

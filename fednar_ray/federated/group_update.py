@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from fednar_ray.algorithms.client_corrections import LocalRound
-from fednar_ray.core.flat_params import BufferVector, FloatVector
+from fednar_ray.core.blocks import BLOCK, Columns, cut_columns
+from fednar_ray.core.file_rows import RowWriter
+from fednar_ray.core.flat_params import BufferVector
 from fednar_ray.core.messages import ClientMetrics, GroupTask, GroupUpdate
 from fednar_ray.core.transfers import on_device
 from fednar_ray.federated.local_steps import to_column
 from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.privacy.mechanism import compute_clip_factors
-
-LENGTH_BLOCK = 1 << 16
-"""How many numbers of an update are squared at once when its length is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,13 @@ class Trained:
         return self.delta.nbytes + self.local_round.state.nbytes
 
 
-def build_update(plan: TrainingPlan, trained: Trained, task: GroupTask, norm_bound: float | None = None) -> GroupUpdate:
+def build_update(
+    plan: TrainingPlan,
+    trained: Trained,
+    task: GroupTask,
+    norm_bound: float | None = None,
+    before: GroupUpdate | None = None,
+) -> GroupUpdate:
     """Returns the group's sums over its included clients.
 
     Args:
@@ -42,28 +47,55 @@ def build_update(plan: TrainingPlan, trained: Trained, task: GroupTask, norm_bou
         trained: The group after its local steps.
         task: Each client's factor, and whether the rows are wanted, too.
         norm_bound: C_t, to which longer updates are scaled down; None: they are not. The metrics keep their norms.
+        before: The update of the groups before this one in its term. This one is added to it, in its memory.
     """
-    metrics, delta, device = trained.metrics, trained.delta, trained.delta.device
+    metrics, delta, correction = trained.metrics, trained.delta, plan.correction
     if task.factors is not None:
         factors = np.array(task.factors)
         included = metrics.included & (factors > 0)
         metrics = replace(metrics, included=included, delta_norms=metrics.delta_norms * factors)
-    mask = torch.from_numpy(metrics.included).to(device).view(-1, 1)
-    if not metrics.included.all():
-        delta = delta.where(mask, 0.0)
-    weights = to_column(metrics.examples if plan.weighted else np.ones_like(metrics.examples), device).view(-1)
-    if norm_bound is not None:
-        weights = weights * on_device(compute_clip_factors(measure_lengths(delta), norm_bound), device)
-    states = _compute_states(plan, trained, delta, mask)
-    buffers = trained.buffers
-    return GroupUpdate(
+    mask = None if metrics.included.all() else torch.from_numpy(metrics.included).to(delta.device).view(-1, 1)
+    weights = _compute_weights(plan, delta, metrics, norm_bound)
+    factored = weights if task.factors is None else weights * on_device(_to_float32(task.factors), delta.device)
+    examples, steps = to_column(metrics.examples, delta.device).view(-1), to_column(metrics.steps, delta.device)
+    dimension, stateful = delta.shape[1], correction.next_state is not None
+    total = Columns(dimension, None if before is None else before.weighted_delta)
+    earlier = {} if before is None else before.shared_changes
+    changes = {name: Columns(dimension, earlier.get(name)) for name in correction.shared}
+    rows, states = Columns(dimension), Columns(dimension) if task.places is None else RowWriter(task.places)
+    for block in cut_columns(delta, whole=stateful and not correction.is_elementwise):
+        part = delta[:, block] if mask is None else delta[:, block].where(mask, 0.0)
+        total.put(block, factored @ part)
+        if task.return_rows:
+            rows.put(block, part.clone())  # the next client group trains in this memory
+        if correction.next_state is not None:
+            local = trained.local_round.cut(block)
+            new = correction.next_state(local, part, steps)
+            new = new if mask is None else new.where(mask, local.state)  # then its change is 0
+            states.put(block, new)
+            for name, vector in correction.shared.items():
+                changes[name].put(block, examples @ vector.change(local, new))
+    update = GroupUpdate(
         metrics=metrics,
-        weighted_delta=(_apply_factors(weights, task) @ delta).cpu().numpy(),
-        weighted_buffers=None if buffers is None else _weight_buffers(buffers, metrics, float(weights[0])),
-        states=None if states is None else states.cpu().numpy(),
-        shared_changes={} if states is None else _sum_shared_changes(plan, trained, states),
-        # copied, since on the CPU the rows are a view of the memory in which the next client group trains
-        rows=delta.cpu().numpy().copy() if task.return_rows else None,
+        weighted_delta=total.get(),
+        weighted_buffers=_weight_buffers(trained.buffers, metrics, float(weights[0])),
+        states=tuple(states.get()) if stateful else None,
+        shared_changes={name: change.get() for name, change in changes.items()},
+        rows=rows.get() if task.return_rows else None,
+        term=task.term,
+    )
+    return update if before is None else _join(before, update)
+
+
+def _join(before: GroupUpdate, update: GroupUpdate) -> GroupUpdate:
+    """Returns one update of two, of which the second has been added to the vectors of the first."""
+    assert update.rows is None
+    old, new = before.weighted_buffers, update.weighted_buffers
+    return replace(
+        update,
+        metrics=before.metrics.followed_by(update.metrics),
+        weighted_buffers=None if old is None or new is None else old + new,
+        states=None if before.states is None or update.states is None else before.states + update.states,
     )
 
 
@@ -73,37 +105,27 @@ def measure_lengths(delta: Tensor) -> npt.NDArray[np.float64]:
     Blocks that fit into the cache take a fifth of the time of torch's own norm in float64.
     """
     squares = torch.zeros(len(delta), dtype=torch.float64, device=delta.device)
-    for block in torch.split(delta, LENGTH_BLOCK, dim=-1):
+    for block in torch.split(delta, BLOCK, dim=-1):
         squares += block.double().square_().sum(dim=-1)
     lengths: npt.NDArray[np.float64] = squares.sqrt().cpu().numpy()
     return lengths
 
 
-def _apply_factors(weights: Tensor, task: GroupTask) -> Tensor:
-    """Returns each client's weight times its factor."""
-    if task.factors is None:
+def _compute_weights(plan: TrainingPlan, delta: Tensor, metrics: ClientMetrics, norm_bound: float | None) -> Tensor:
+    """Returns each client's weight [C], lowered where its update is longer than ``norm_bound``."""
+    weights = to_column(metrics.examples if plan.weighted else np.ones_like(metrics.examples), delta.device).view(-1)
+    if norm_bound is None:
         return weights
-    return weights * on_device(np.array(task.factors, dtype=np.float32), weights.device)
+    lengths = np.where(metrics.included, measure_lengths(delta), 0.0)
+    return weights * on_device(compute_clip_factors(lengths, norm_bound), delta.device)
 
 
-def _compute_states(plan: TrainingPlan, trained: Trained, delta: Tensor, mask: Tensor) -> Tensor | None:
-    """Returns the clients' new states [C, d]. A client that is not in ``mask`` [C, 1] keeps its old one."""
-    local_round, next_state = trained.local_round, plan.correction.next_state
-    if next_state is None:
-        return None
-    states = next_state(local_round, delta, to_column(trained.metrics.steps, delta.device))
-    return states if mask.all() else states.where(mask, local_round.state)
+def _to_float32(factors: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    return np.array(factors, dtype=np.float32)
 
 
-def _sum_shared_changes(plan: TrainingPlan, trained: Trained, states: Tensor) -> dict[str, FloatVector]:
-    """Returns Σ n_i·change_i for every shared vector. An excluded client has kept its state, so its change is 0."""
-    examples = to_column(trained.metrics.examples, states.device).view(-1)
-    return {
-        name: (examples @ vector.change(trained.local_round, states)).cpu().numpy()
-        for name, vector in plan.correction.shared.items()
-    }
-
-
-def _weight_buffers(buffers: BufferVector, metrics: ClientMetrics, weight: float) -> BufferVector:
+def _weight_buffers(buffers: BufferVector | None, metrics: ClientMetrics, weight: float) -> BufferVector | None:
     """Returns the buffers' term of the weighted sum; zeros for an excluded client."""
+    if buffers is None:
+        return None
     return buffers * weight if metrics.included[0] else np.zeros_like(buffers)

@@ -7,8 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fednar_ray.algorithms.client_corrections import Correction
+from fednar_ray.algorithms.client_corrections import ClientCorrection, Correction, LocalRound, keep_gradient
 from fednar_ray.algorithms.regularizers import Regularizer, Scalar
+from fednar_ray.core.blocks import cut_columns
 from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.batches import BatchPlan
@@ -53,6 +54,32 @@ class RowScalars:
     def of(cls, scalars: RoundScalars) -> "RowScalars":
         """Returns the scalars of a round, the same for all clients."""
         return cls(local_lr=scalars.local_lr, weight_decay=scalars.weight_decay, clip_bound=scalars.clip_bound)
+
+
+def build_correction(client: ClientCorrection, local_round: LocalRound, params: Tensor) -> Correction:
+    """Returns the correction of a round's gradients, by blocks of columns if these are large. It may write to them.
+
+    Args:
+        client: The client's half of the algorithm.
+        local_round: What it reads of the round.
+        params: The clients' parameters [C, d].
+    """
+    blocks = list(cut_columns(params, whole=not client.is_elementwise))
+    if len(blocks) == 1:
+        return client.correction(local_round)
+    first = client.correction(local_round.cut(blocks[0]))
+    if first is keep_gradient:
+        return first
+    corrections = {0: first}
+
+    def correct(grad: Tensor, params: Tensor) -> Tensor:
+        for index, block in enumerate(blocks):
+            if index not in corrections:  # what it computes of the round is still in the cache when it is used
+                corrections[index] = client.correction(local_round.cut(block))
+            grad[:, block] = corrections[index](grad[:, block], params[:, block])
+        return grad
+
+    return correct
 
 
 def take_local_steps(

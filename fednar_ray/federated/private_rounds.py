@@ -75,7 +75,7 @@ def step_privately(
 def _get_sum(sums: RoundSums | SecureSums) -> tuple[FloatVector | npt.NDArray[np.float64] | None, float]:
     """Returns the sum of the updates, and by how much one of them can be longer in it than the bound."""
     if isinstance(sums, RoundSums):
-        return sums.delta, 0.0
+        return sums.vectors.delta, 0.0
     assert sums.decoded is not None
     return sums.decoded.compute_sum(), sums.decoded.most_added
 

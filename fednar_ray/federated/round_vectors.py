@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fednar_ray.algorithms.client_corrections import LocalRound
+from fednar_ray.core.file_rows import FileRow
 from fednar_ray.core.flat_params import FloatVector
 from fednar_ray.core.messages import Broadcast, GroupTask
 from fednar_ray.core.transfers import StagingBuffer, as_tensor, is_aligned, on_device
@@ -49,10 +50,11 @@ class RoundVectors:
         """Returns the clients' states [C, d]; [C, 0] if the correction keeps none."""
         if task.states is None:
             return global_params.new_empty(len(task.client_ids), 0)
-        if len(task.states) == 1 and task.states[0] is not None and self._may_stay(task.states[0]):
-            return as_tensor(task.states[0]).view(1, -1)
-        states = global_params.new_zeros(len(task.client_ids), len(global_params))
-        for row, kept in zip(states, task.states, strict=True):
+        rows = [state.read() if isinstance(state, FileRow) else state for state in task.states]
+        if len(rows) == 1 and rows[0] is not None and self._may_stay(rows[0]):
+            return as_tensor(rows[0]).view(1, -1)
+        states = global_params.new_zeros(len(rows), len(global_params))
+        for row, kept in zip(states, rows, strict=True):
             if kept is not None:
                 row.copy_(on_device(kept, self._device))
         return states

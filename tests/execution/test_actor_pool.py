@@ -48,6 +48,38 @@ def test_a_failure_that_happens_once_changes_nothing(what: str, session: fr.RayS
     assert reports[-1].parameters.tobytes() == train_undisturbed("scaffold")
 
 
+WIDE = 50_000  # of a model whose updates are added in terms
+
+
+@pytest.mark.parametrize("what", ["die", "raise"])
+def test_a_failure_among_the_groups_of_a_term_changes_nothing(
+    what: str, session: fr.RaySession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(execution: dict[str, Any], model: Trap) -> bytes:
+        settings = build_experiment({"vectorize": 1, "retries": 0, **execution}, "scaffold", federation={"rounds": 2})
+        reports = train(settings, model, session)
+        assert not any(report.exclusions for report in reports)
+        return reports[-1].parameters.tobytes()
+
+    with caplog.at_level(logging.WARNING, "fednar_ray"):
+        disturbed = run(POOLED, Trap(what, tmp_path / "sprung", WIDE))
+    assert (tmp_path / "sprung").exists()
+    assert disturbed == run({"placement": "serial"}, Trap("", None, WIDE))
+    if what == "raise":
+        assert "cannot be trained; training each client group by itself" in caplog.text
+
+
+def test_a_client_of_a_term_that_always_fails_is_the_only_one_dropped(session: fr.RaySession) -> None:
+    def run(execution: dict[str, Any]) -> list[fr.RoundReport]:
+        settings = build_experiment({"vectorize": 1, "retries": 0, **execution}, "scaffold", federation={"rounds": 2})
+        return train(settings, Trap("raise", None, WIDE), session)
+
+    reports, expected = run(POOLED), run({"placement": "serial"})
+    assert [set(report.exclusions) for report in reports] == [{BAD}] * 2
+    assert [report.exclusions for report in reports] == [report.exclusions for report in expected]
+    assert reports[-1].parameters.tobytes() == expected[-1].parameters.tobytes()
+
+
 @pytest.mark.parametrize(("what", "retries", "rounds"), [("die", 0, 1), ("raise", 1, 2), ("exit", 1, 1)])
 def test_a_client_that_always_fails_is_the_only_one_dropped(
     what: str, retries: int, rounds: int, session: fr.RaySession

@@ -11,6 +11,7 @@ import torch
 import fednar_ray as fr
 from fednar_ray.core.errors import CapacityError, ConfigError, DeviceError
 from fednar_ray.data.examples import Shards
+from fednar_ray.execution import streams
 from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
@@ -69,6 +70,31 @@ def test_training_on_dedicated_actors_gives_the_same_bytes(
     serial = train_to_bytes(build_experiment(preset, {"placement": "serial", "vectorize": 1}, **batches), model)
     for execution in ({"placement": "dedicated"}, {"placement": "pooled", "actors": 2, "vectorize": 1}):
         assert train_to_bytes(build_experiment(preset, execution, **batches), model, session) == serial, execution
+
+
+@pytest.mark.parametrize("preset", ["fedavg", "scaffold"])
+def test_a_large_model_whose_updates_are_added_on_actors_gives_the_same_bytes(
+    preset: str, session: fr.RaySession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 50_000), torch.nn.ReLU(), torch.nn.Linear(50_000, 3))
+
+    def train(**execution: Any) -> bytes:
+        settings = build_experiment(preset, {"vectorize": 1, **execution}, rounds=2, clients_per_round=6)
+        return train_to_bytes(settings, model, session)
+
+    serial = train(placement="serial")
+    assert train(placement="serial", state_memory_bytes=10**9) == serial  # client states in memory, not in a file
+    for execution in (
+        {"placement": "pooled", "actors": 1},
+        {"placement": "pooled", "actors": 2},
+        {"placement": "pooled", "actors": 3},  # one of four terms is trained group by group
+        {"placement": "pooled", "actors": 2, "client_timeout_seconds": 600},  # all of them are
+        {"placement": "dedicated"},
+    ):
+        assert train(**execution) == serial, execution
+    monkeypatch.setattr(streams, "identify_machine", lambda: "another machine")
+    assert train(placement="pooled", actors=2) == serial
 
 
 def test_bfloat16_gives_the_same_bytes_in_every_placement(session: fr.RaySession) -> None:

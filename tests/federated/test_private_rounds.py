@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fednar_ray as fr
+from fednar_ray.core.blocks import BLOCK
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.private_metrics import PRIVATE_METRICS
 from fednar_ray.core.random import Purpose
@@ -17,7 +18,7 @@ from fednar_ray.experiments.iter_rounds import build_initial_state, build_round_
 from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.federated.collection import start_round
-from fednar_ray.federated.group_update import LENGTH_BLOCK, measure_lengths
+from fednar_ray.federated.group_update import measure_lengths
 from fednar_ray.privacy.keys import NoiseKey, build_public_key, compute_context, draw_key
 from fednar_ray.privacy.mechanism import compute_clip_factors
 from tests.conftest import build_small_federation
@@ -259,7 +260,7 @@ def test_masked_updates_are_as_long_as_the_bound_of_fednar(tmp_path: Path) -> No
 
 
 def test_lengths_are_exact_for_vectors_of_any_number_of_blocks() -> None:
-    for length in (1, LENGTH_BLOCK, 3 * LENGTH_BLOCK + 11):
+    for length in (1, BLOCK, 3 * BLOCK + 11):
         rows = np.random.default_rng(length).normal(size=(2, length)).astype(np.float32)
         rows[1] *= 1e-3
         expected = np.sqrt((rows.astype(np.float64) ** 2).sum(axis=1))

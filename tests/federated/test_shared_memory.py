@@ -69,7 +69,8 @@ def train(plan: TrainingPlan, model: nn.Module, offset: int) -> GroupUpdate:
 
 def get_bytes(update: GroupUpdate) -> list[bytes]:
     assert update.states is not None
-    return [update.weighted_delta.tobytes(), update.states.tobytes(), update.shared_changes["control"].tobytes()]
+    vectors = update.weighted_delta, *update.states, update.shared_changes["control"]
+    return [vector.tobytes() for vector in vectors if isinstance(vector, np.ndarray)]
 
 
 def test_vectors_that_are_read_in_place_give_the_bits_of_copies() -> None:

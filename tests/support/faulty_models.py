@@ -40,11 +40,11 @@ class Leaves(BaseException):
 class Trap(torch.nn.Module):
     """A model that does ``what`` with the bad client's examples: once if it has a ``marker`` file, or always."""
 
-    def __init__(self, what: str, marker: Path | None) -> None:
+    def __init__(self, what: str, marker: Path | None, width: int = 8) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.what, self.marker = what, marker
-        self.layers = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        self.layers = torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.ReLU(), torch.nn.Linear(width, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.what and bool((unwrap_group(x) == SENTINEL).any()) and self._is_triggered():
