@@ -7,15 +7,15 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # fr
 LARGEST = 2**25  # bytes of an array; glibc accepts no larger M_MMAP_THRESHOLD
 
 
-def keep_freed_memory(most: int | None = None) -> None:
+def keep_freed_memory(most: int | None = None, largest: int = LARGEST) -> None:
     """Lets this process reuse the memory that it frees, if its C library can (``mallopt`` of glibc).
 
     By default glibc returns megabytes to the kernel, and asks for fresh, zeroed pages at the next tensor. That doubles
     the time of a step for vectors of tens of megabytes, and takes a third of it for those of two.
 
     Args:
-        most: How many bytes are kept at most, of arrays up to ``LARGEST``, in a process that does not only train. None:
-            all are kept.
+        most: How many bytes are kept at most, in a process that does not only train. None: all are kept.
+        largest: The size of the largest arrays whose memory is kept, if ``most`` is given.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -26,4 +26,6 @@ def keep_freed_memory(most: int | None = None) -> None:
         mallopt(M_TOP_PAD, 64 * 2**20)
     else:
         mallopt(M_MMAP_THRESHOLD, LARGEST)
-        mallopt(M_TRIM_THRESHOLD, most)
+        mallopt(M_TRIM_THRESHOLD, min(most, 2**31 - 1))
+        if largest > LARGEST:
+            mallopt(M_MMAP_MAX, 0)  # arrays of any size then come from memory that is kept

@@ -8,6 +8,7 @@ from torch import nn
 
 from fednar_ray.config import Experiment
 from fednar_ray.core.flat_params import flatten, flatten_buffers
+from fednar_ray.core.freed_memory import keep_freed_memory
 from fednar_ray.core.metric_names import SPLITS
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.federation import Federation
@@ -15,6 +16,7 @@ from fednar_ray.experiments.given import Given, add_metrics, name_metrics
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.private_runs import draw_unsaved_key
+from fednar_ray.federated.aggregation import LARGE_BYTES
 from fednar_ray.federated.client_pool import ClientPool
 from fednar_ray.federated.client_states import ClientStates
 from fednar_ray.federated.evaluation import Evaluation
@@ -25,6 +27,10 @@ from fednar_ray.models.dense import NumericSequential
 
 if TYPE_CHECKING:  # rounds in this process import no Ray
     from fednar_ray.execution.session import RaySession
+
+
+KEPT_VECTORS = 8
+"""For how many vectors of a large model this process keeps memory: more than a round's sums and server step need."""
 
 
 def iter_rounds(
@@ -130,6 +136,8 @@ def train_rounds(
         The report of each round.
     """
     experiment, federation = prepared.experiment, prepared.federation
+    if prepared.model_bytes >= LARGE_BYTES:
+        keep_freed_memory(KEPT_VECTORS * prepared.model_bytes, prepared.model_bytes)
     by_client, federated = execution_plan.placement == "dedicated", experiment.evaluation.federated
     texts = not isinstance(prepared.model, NumericSequential)
     evaluation = Evaluation(

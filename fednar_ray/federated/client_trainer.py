@@ -7,22 +7,18 @@ import time
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fednar_ray.algorithms.client_corrections import LocalRound
 from fednar_ray.core.buffers import check_unchanged, find_buffer_exclusion
-from fednar_ray.core.exclusion import Exclusion
 from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
+from fednar_ray.core.flat_params import FloatVector, ParameterLayout, flatten_buffers, load_buffers
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate, TermTask
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
-from fednar_ray.core.schedules import RoundScalars
-from fednar_ray.core.step_norms import summarize_norms
 from fednar_ray.core.threads import use_one_thread
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.batches import BatchPlan, ResidentShards
@@ -30,30 +26,19 @@ from fednar_ray.data.examples import Shards
 from fednar_ray.federated.addressed_draws import build_keys
 from fednar_ray.federated.compiled_steps import CompiledSteps
 from fednar_ray.federated.gradients import GroupGradient, SingleGradient
-from fednar_ray.federated.group_update import Trained, build_update
+from fednar_ray.federated.group_update import build_update
 from fednar_ray.federated.held_groups import HeldGroups
 from fednar_ray.federated.local_steps import RowScalars, StepSums, build_correction, take_local_steps
 from fednar_ray.federated.precision import use_precision
 from fednar_ray.federated.private_gradient import PrivateGradient
 from fednar_ray.federated.round_vectors import RoundVectors
+from fednar_ray.federated.trained_group import StartedGroup, Trained, finish_group
 from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.privacy.examples import ExamplePrivacy
 from fednar_ray.privacy.keys import compute_context
 
 EXAMPLE_GRADIENTS = 2**26
 """How many numbers the gradients of single examples may have that are in memory at a time: 256 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartedGroup:
-    """A client group before its local steps."""
-
-    task: GroupTask
-    scalars: RoundScalars
-    examples: npt.NDArray[np.int64]  # [C] n_i
-    steps: npt.NDArray[np.int64]  # [C] K_i
-    local_round: LocalRound
-    batches: BatchPlan
 
 
 class GroupTrainer:
@@ -220,12 +205,13 @@ class GroupTrainer:
             regularizer, own = self._plan.regularizer, RowScalars.of(scalars)
             sums = StepSums.of(take_local_steps(regularizer, gradient, batches, steps, correct, own), steps)
         check_unchanged(gradient.module, self._constant_buffers)
-        # in place: the next client group loads its own parameters
-        delta = gradient.params[: len(steps)].sub_(group.local_round.global_params)
         changed = self._plan.changed_buffers
         buffers = flatten_buffers(gradient.module, changed) if changed else None
         exclusion = find_buffer_exclusion(gradient.module, changed)
-        return self.finish(group, delta, sums, time.perf_counter() - start, buffers, exclusion)
+        # in place: the next client group loads its own parameters
+        params = gradient.params[: len(steps)]
+        seconds = time.perf_counter() - start
+        return finish_group(self._plan, group, params, sums, seconds, buffers=buffers, exclusion=exclusion)
 
     def start(self, broadcast: Broadcast, task: GroupTask, batches: BatchPlan | None = None) -> StartedGroup:
         """Returns what the local steps of a client group start from. The next ``start`` overwrites its vectors.
@@ -245,52 +231,6 @@ class GroupTrainer:
             local_round=self._vectors.load(broadcast, task),
             batches=batches or self._plan_batches(task.client_ids, steps, broadcast.round_index, broadcast.parameters),
         )
-
-    def finish(
-        self,
-        group: StartedGroup,
-        delta: Tensor,
-        sums: StepSums,
-        seconds: float,
-        buffers: BufferVector | None = None,
-        exclusion: Exclusion | None = None,
-    ) -> Trained:
-        """Returns a client group after its local steps, with the metrics of each client.
-
-        Args:
-            group: The group before its steps.
-            delta: What the steps added to the parameters, [C, d]. Simulated attackers change their rows.
-            sums: The sums over the steps.
-            seconds: How long the group took.
-            buffers: The running statistics after the steps; None if the model has none.
-            exclusion: Why the whole group is excluded; None if it is not.
-        """
-        client_ids = group.task.client_ids
-        self._apply_attacks(client_ids, delta)
-        norms = torch.linalg.vector_norm(delta, dim=-1).cpu().numpy().astype(np.float64)
-        included = np.isfinite(norms) & np.isfinite(sums.loss)
-        if exclusion is not None:
-            included = np.zeros_like(included)
-        metrics = ClientMetrics(
-            client_ids=client_ids,
-            included=included,
-            examples=group.examples,
-            steps=group.steps,
-            clipped_steps=sums.clipped.astype(np.int64),
-            effective_weight_decay=sums.decay / group.steps,
-            step_norms=sums.norm / group.steps,
-            norm_points=summarize_norms(sums.norms, group.steps),
-            losses=sums.loss / group.steps,
-            delta_norms=norms,
-            train_seconds=seconds,
-            exclusions={} if exclusion is None else dict.fromkeys(client_ids, exclusion),
-        )
-        return Trained(metrics, delta, buffers, group.local_round)
-
-    def _apply_attacks(self, client_ids: tuple[int, ...], delta: Tensor) -> None:
-        for row, client_id in zip(delta, client_ids, strict=True):
-            if client_id in self._plan.attack_factors:
-                row *= self._plan.attack_factors[client_id]
 
     def _plan_batches(
         self,

@@ -1,36 +1,21 @@
 """Turns a client group after its local steps into the update that is sent: sums over its included clients."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fednar_ray.algorithms.client_corrections import LocalRound
 from fednar_ray.core.blocks import BLOCK, Columns, cut_columns
 from fednar_ray.core.file_rows import RowWriter
 from fednar_ray.core.flat_params import BufferVector
 from fednar_ray.core.messages import ClientMetrics, GroupTask, GroupUpdate
 from fednar_ray.core.transfers import on_device
 from fednar_ray.federated.local_steps import to_column
+from fednar_ray.federated.trained_group import Trained
 from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.privacy.mechanism import compute_clip_factors
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A client group after its local steps."""
-
-    metrics: ClientMetrics
-    delta: Tensor  # [C, d]
-    buffers: BufferVector | None
-    local_round: LocalRound
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that it takes, in bytes."""
-        return self.delta.nbytes + self.local_round.state.nbytes
 
 
 def build_update(

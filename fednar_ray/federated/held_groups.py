@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fednar_ray.federated.group_update import Trained
+from fednar_ray.federated.trained_group import Trained
 
 HELD_BYTES = 2**30
 """Maximum number of bytes that a trainer holds between the two phases of a round. Other groups are trained twice."""

@@ -12,7 +12,8 @@ from fednar_ray.core.flat_params import FloatVector
 from fednar_ray.core.messages import Broadcast
 from fednar_ray.core.random import Purpose, seed_sequence
 from fednar_ray.core.schedules import RoundScalars
-from fednar_ray.federated.group_update import Trained, measure_lengths
+from fednar_ray.federated.group_update import measure_lengths
+from fednar_ray.federated.trained_group import Trained
 from fednar_ray.privacy.mechanism import compute_clip_factors
 from fednar_ray.secure.plan import SecurePlan
 from fednar_ray.secure.quantizer import count_levels, decode, quantize

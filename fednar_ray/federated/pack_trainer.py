@@ -23,11 +23,12 @@ from fednar_ray.core.errors import first_line, is_of_memory
 from fednar_ray.core.freed_memory import keep_freed_memory
 from fednar_ray.core.threads import use_one_thread
 from fednar_ray.data.batches import BatchPlan
-from fednar_ray.federated.client_trainer import GroupTrainer, StartedGroup
+from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.collection import RoundStart
 from fednar_ray.federated.gradients import GroupGradient
 from fednar_ray.federated.local_steps import RowScalars, StepSums, take_local_steps
 from fednar_ray.federated.precision import use_precision
+from fednar_ray.federated.trained_group import StartedGroup, finish_group
 
 log = logging.getLogger("fednar_ray")
 
@@ -146,9 +147,8 @@ class PackTrainer:
         check_unchanged(gradient.module, trainer.constant_buffers)
         seconds = (time.perf_counter() - start) / sum(group.rows for group in groups)
         for group, span in zip(groups, spans, strict=True):
-            delta = gradient.params[span].sub_(group.start.local_round.global_params)
             sums = StepSums.of(statistics[: group.max_steps, :, span], group.start.steps)
-            trained = group.trainer.finish(group.start, delta, sums, seconds * group.rows)
+            trained = finish_group(group.trainer.plan, group.start, gradient.params[span], sums, seconds * group.rows)
             group.trainer.held.add_ahead(group.round_index, trained)
 
     def _find_gradient(self, groups: list[_Group]) -> GroupGradient:

@@ -90,7 +90,7 @@ def faults(blocks):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 default = faults(3)
-keep_freed_memory()
+keep_freed_memory(ARGUMENTS)
 faults(1)
 print(default, faults(3))
 """
@@ -99,8 +99,10 @@ print(default, faults(3))
 @pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 @pytest.mark.usefixtures("processes")
-def test_a_process_that_keeps_freed_memory_asks_the_kernel_for_no_fresh_pages() -> None:
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("arguments", ["", "2**28, 2**27"])
+def test_a_process_that_keeps_freed_memory_asks_the_kernel_for_no_fresh_pages(arguments: str) -> None:
+    program = FAULTS.replace("ARGUMENTS", arguments)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     default, kept = map(int, done.stdout.split())
     assert kept < default / 10
