@@ -84,7 +84,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Shortens intervals and timeouts, so that outages occur within short runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sender, "FLUSH_SECONDS", 0.02)
-    monkeypatch.setattr(sender, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
