@@ -41,6 +41,7 @@ def test_compare_uses_the_metrics_of_evaluated_rounds_only(tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("processes")
 def test_compare_trains_paired_runs(tmp_path: Path) -> None:
+    create_store(tmp_path / "mlflow.db")
     settings = ["compare.seeds=2", "compare.weight_decays=[0.03]", "compare.final_rounds=2"]
     done = type_fednar("compare", "--json", *SERIAL, *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ import torch
 
 import fednar_ray as fr
 from tests.conftest import build_small_federation
+from tests.support.stores import create_store
 
 SIZES = (7, 30, 12, 3, 21, 9, 16)
 
@@ -80,20 +81,22 @@ def test_compiled_steps_compute_the_same_in_every_placement_and_compile_once(
 
 
 def test_a_compiled_run_is_resumed_compiled_with_the_same_bytes(tmp_path: Path, programs: Path) -> None:
-    tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
-    settings: dict[str, Any] = {
-        "data": {"source": "digits", "partition": {"kind": "iid", "clients": 6}},
-        "model": {"name": "mlp", "hidden": 8},
-        "federation": {"rounds": 4, "local_steps": 2, "batch_size": 16},
-        "tracking": tracking,
-        "execution": {"placement": "serial"},
-    }
-    whole = fr.run(build_experiment("on", **settings))
+    """Its model and data are those of the test above, whose program it finds."""
+
+    def run(compile: str, rounds: int, **resume: Any) -> fr.Result:
+        experiment = build_experiment(
+            compile, tracking={"uri": create_store(tmp_path / "mlflow.db")}, execution={"placement": "serial"}
+        )
+        federation = experiment.federation.model_copy(update={"rounds": rounds})
+        experiment = experiment.model_copy(update={"federation": federation})
+        return fr.run(experiment, federation=build_small_federation(SIZES), model=build_model(), **resume)
+
+    whole = run("on", 4)
     assert whole.compiled
-    half = {**settings, "federation": {**settings["federation"], "rounds": 2}}
-    first = fr.run(build_experiment("on", **half))
+    first = run("on", 2)
     with pytest.raises(fr.ConfigError, match=r"execution\.compile"):
-        fr.run(build_experiment("off", **settings), resume=first.directory)
-    resumed = fr.run(build_experiment("on", **settings), resume=first.directory)
+        run("off", 4, resume=first.directory)
+    resumed = run("on", 4, resume=first.directory)
     assert resumed.compiled
+    assert resumed.resumed_from_round == 2
     assert resumed.parameters.tobytes() == whole.parameters.tobytes()

@@ -16,6 +16,7 @@ import nbformat  # noqa: E402
 from notebooks import execute, list_notebooks, render  # noqa: E402
 
 from tests.support.servers import PATIENCE_SECONDS  # noqa: E402
+from tests.support.stores import create_store  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Jupyter's own libraries
@@ -43,6 +44,7 @@ def list_outputs(notebook: Any) -> list[str]:
 
 @pytest.mark.parametrize("path", list_notebooks(), ids=lambda path: path.stem)
 def test_a_notebook_runs_and_its_outputs_are_those_that_it_shows(path: Path, tmp_path: Path) -> None:
+    create_store(tmp_path / "mlflow.db")
     kept = nbformat.read(path, as_version=4)
     assert list_outputs(execute(path, str(tmp_path))) == list_outputs(kept)
 

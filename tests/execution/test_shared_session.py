@@ -103,3 +103,11 @@ def test_the_shared_ray_ends_with_the_process(case: str, tmp_path: Path) -> None
     processes = [int(word) for word in done.stdout.split()]
     assert processes
     assert not [process for process in processes if psutil.pid_exists(process)]
+
+
+@pytest.mark.usefixtures("processes")
+def test_forked_processes_draw_ids_of_their_own() -> None:
+    """Otherwise two workers that start at once could put the same object, and the test above would wait forever."""
+    command = [get_executable(), "-c", "import ray; print(ray.ObjectID.from_random().hex())"]
+    drawn = {subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    assert len(drawn) == 2

@@ -172,19 +172,24 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(preset: str, regul
     started = build_settings(uri, algorithm={"name": preset}, regularizer={"name": regularizer})
     on_disk = {"state_memory_bytes": 0} if preset in STATEFUL else {}
     leave_killed_run(started.model_copy(update={"execution": started.execution.model_copy(update=on_disk)}), 5)
-    resumption = resume_from(None, started)
+    assert_resumes_at(4, started)
+
+
+def assert_resumes_at(start: int, experiment: fr.Experiment, *layers: torch.nn.Module) -> None:
+    """Resumes the newest run, trains it to its last round, and compares with an uninterrupted run."""
+    resumption = resume_from(None, experiment)
     assert resumption is not None
-    assert resumption.checkpoint.next_round == 4
-    directory = leave_run(started, ROUNDS, resumption=resumption)
+    assert resumption.checkpoint.next_round == start
+    inputs = build_arguments(model=build_network(*layers))
+    directory = leave_run(experiment, experiment.federation.rounds, resumption=resumption, **inputs)
     last = load_run(directory).open_checkpoints().load()
     assert last is not None
-    reports = list(fr.iter_rounds(started, **build_arguments()))
+    reports = list(fr.iter_rounds(experiment, **build_arguments(model=build_network(*layers))))
     assert last.arrays["parameters"].tobytes() == reports[-1].parameters.tobytes()
     assert_same_history(load_records(directory), reports)
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[torch.nn.Module, ...]]] = {
-    "BatchNorm's buffers": ({}, (torch.nn.BatchNorm1d(5),)),
     "dropout": ({"execution": {"vectorize": 2}}, (torch.nn.Dropout(0.4),)),
     "clients that are available now and then": (
         {"availability": {"on_off": {"on_rounds": 2, "off_rounds": 2}, "dropout": 0.3}, "federation": {"rounds": 12}},
@@ -219,13 +224,18 @@ def test_every_kind_of_state_and_randomness_is_resumed(variant: str, uri: str) -
     experiment = build_settings(uri, **changes)
     rounds = experiment.federation.rounds
     leave_killed_run(experiment, rounds - 1, **build_arguments(model=build_network(*layers)))
-    result = fr.run(experiment, **build_arguments(model=build_network(*layers)), resume_newest=True)
-    assert result.resumed_from_round == rounds - 2
-    assert_equals_uninterrupted(result, experiment, **build_arguments(model=build_network(*layers)))
-    if "BatchNorm" in variant:
-        *_, last = fr.iter_rounds(experiment, **build_arguments(model=build_network(*layers)))
-        buffers = [buffer.numpy().reshape(-1) for buffer in result.model.buffers()]
-        np.testing.assert_array_equal(np.concatenate(buffers), last.buffers.astype(np.float32))
+    assert_resumes_at(rounds - 2, experiment, *layers)
+
+
+def test_the_buffers_of_batch_norm_are_resumed_and_returned(uri: str) -> None:
+    experiment, layer = build_settings(uri), torch.nn.BatchNorm1d(5)
+    leave_killed_run(experiment, ROUNDS - 1, **build_arguments(model=build_network(layer)))
+    result = fr.run(experiment, **build_arguments(model=build_network(layer)), resume_newest=True)
+    assert result.resumed_from_round == ROUNDS - 2
+    assert_equals_uninterrupted(result, experiment, **build_arguments(model=build_network(layer)))
+    *_, last = fr.iter_rounds(experiment, **build_arguments(model=build_network(layer)))
+    buffers = [buffer.numpy().reshape(-1) for buffer in result.model.buffers()]
+    np.testing.assert_array_equal(np.concatenate(buffers), last.buffers.astype(np.float32))
 
 
 def test_the_first_checkpoint_after_a_resumption_writes_only_the_rows_that_changed(uri: str) -> None:

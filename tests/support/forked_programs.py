@@ -12,6 +12,9 @@ from pathlib import Path
 
 from tests.support.forked_workers import SERVER, SETUP, WORKER, fork_workers, get_executable
 
+PROCESSES, IDS_OF_EACH = 512, 8
+"""Processes with successive numbers that draw different ids, and how many ids each draws before it meets the next."""
+
 
 def run_script_of_ray(script: str, *words: str) -> None:
     """Runs a worker of Ray or an agent."""
@@ -77,6 +80,19 @@ def forget_parent() -> None:
     _forget_token()  # of a Ray that this process's parent has read
     tempfile.tempdir = None  # so that TMPDIR is read
     sys.modules.pop("mlflow.server", None)  # it reads the environment when it is imported
+    _skip_ids_of_others()
+
+
+def _skip_ids_of_others() -> None:
+    """Moves on in Ray's sequence of random ids, of which each forked process inherits the same place.
+
+    A worker's first random id is that of an object with which it tries the object store. Of two workers that would try
+    the same one at once, Ray aborts one, and waits for it forever.
+    """
+    from ray import ObjectID
+
+    for _ in range(os.getpid() % PROCESSES * IDS_OF_EACH):
+        ObjectID.from_random()
 
 
 def _search_modules(*first: str) -> None:

@@ -84,7 +84,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Shortens intervals and timeouts, so that outages occur within short runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sender, "FLUSH_SECONDS", 0.02)
-    monkeypatch.setattr(sender, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
@@ -160,16 +160,18 @@ def test_a_server_that_dies_during_a_run_receives_everything_after_its_restart(
 
 @pytest.mark.usefixtures("processes")
 def test_sync_in_another_process_sends_the_rest_after_an_outage(
-    server: Server, caplog: pytest.LogCaptureFixture
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = start_training(server.uri)
     for _ in range(4):
         next(rounds)
     server.send(signal.SIGSTOP)  # it hangs: connections are accepted but never answered
-    result = drain(rounds)
-    assert count_warnings(caplog, f"fednar sync {result.directory}") == 1
-    with pytest.raises(TrackingUnavailable, match=f"MLflow at {server.uri} does not answer"):
-        sync(result.directory)
+    with monkeypatch.context() as short:
+        short.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # no answer will come
+        result = drain(rounds)
+        assert count_warnings(caplog, f"fednar sync {result.directory}") == 1
+        with pytest.raises(TrackingUnavailable, match=f"MLflow at {server.uri} does not answer"):
+            sync(result.directory)
     server.send(signal.SIGCONT)
     report = sync_elsewhere(result.directory)
     assert ROUNDS - 4 <= report["rounds"] <= ROUNDS
