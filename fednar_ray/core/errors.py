@@ -57,7 +57,7 @@ class CapacityError(BadInput):
 
 
 class DeviceError(FednarError):
-    """A GPU was assigned to an actor whose torch cannot use it."""
+    """A process cannot use the GPU that it was given, or cannot use it any more."""
 
 
 class RunFailed(FednarError):
@@ -133,7 +133,19 @@ def first_line(error: BaseException, limit: int = 300) -> str:
 
 def is_of_memory(error: BaseException) -> bool:
     """Returns whether memory ran out. On the CPU, torch raises a RuntimeError for this."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or MEMORY_TEXT in str(error)
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)  # torch's, or Ray's
+    return named or isinstance(error, MemoryError) or MEMORY_TEXT in str(error)
+
+
+def is_of_device(error: BaseException) -> bool:
+    """Returns whether a GPU failed. A CUDA error leaves the process with a context that cannot be used again."""
+    return "CUDA error" in str(error) and not is_of_memory(error)
+
+
+def check_device_works(error: BaseException) -> None:
+    """Raises DeviceError if an error shows that this process cannot use its GPU any more, so that it must end."""
+    if is_of_device(error):
+        raise DeviceError(f"the process cannot use its GPU any more: {first_line(error)}") from error
 
 
 class _Brief(reprlib.Repr):

@@ -25,7 +25,7 @@ from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
 from fednar_ray.execution.actor_info import ActorInfo
-from fednar_ray.execution.devices import check_precision, choose_device
+from fednar_ray.execution.devices import check_device, choose_device
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Offsets, Scorer
 from fednar_ray.federated.training_plan import TrainingPlan
@@ -80,9 +80,7 @@ class TrainingActor:
             shards, splits = shards.load()
         info = self.get_info()
         device = torch.device(choose_device(info.gpus, torch.cuda.device_count()))
-        if device.type == "cuda":
-            name = torch.cuda.get_device_name(device)
-            check_precision(plan.precision, torch.cuda.get_device_capability(device), name)
+        check_device(device, plan.precision)
         self._trainer = GroupTrainer(plan, shards, device)
         changed = plan.changed_buffers
         self._scorer = Scorer(

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from fednar_ray.config.execution import Precision
 from fednar_ray.core.errors import DeviceError
 
@@ -30,6 +32,12 @@ def choose_device(assigned: Sequence[str], cuda_devices: int) -> str:
             "install a CUDA build of torch on that node, or set execution.gpus_per_actor=0"
         )
     return "cuda:0"
+
+
+def check_device(device: torch.device, precision: Precision) -> None:
+    """Checks that a process can train in a precision on its device; see ``check_precision``."""
+    if device.type == "cuda":
+        check_precision(precision, torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device))
 
 
 def check_precision(precision: Precision, capability: tuple[int, int], name: str) -> None:

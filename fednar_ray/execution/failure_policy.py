@@ -6,7 +6,7 @@ from enum import Enum
 
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.client_names import ClientNames, describe_clients
-from fednar_ray.core.errors import RoundAborted, is_of_memory
+from fednar_ray.core.errors import RoundAborted, is_of_device, is_of_memory
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 
 log = logging.getLogger("fednar_ray")
@@ -158,8 +158,7 @@ def classify_error(error: BaseException) -> FailureKind:
     """Classifies the failure of a call whose training code raised ``error``."""
     if is_of_memory(error):
         return FailureKind.OUT_OF_MEMORY
-    # a CUDA error leaves the process with a context that cannot be used again
-    return FailureKind.ACTOR_LOST if "CUDA error" in str(error) else FailureKind.RAISED
+    return FailureKind.ACTOR_LOST if is_of_device(error) else FailureKind.RAISED
 
 
 def describe_error(error: BaseException) -> str:

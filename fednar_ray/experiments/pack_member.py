@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from functools import lru_cache
 
+import torch
+
 from fednar_ray.config import Experiment
 from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.experiments.given import Given
-from fednar_ray.experiments.placement import SerialTrainer
+from fednar_ray.experiments.placement import CPU_DEVICE, SerialTrainer
 from fednar_ray.experiments.prepare import Prepared, adapt
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.collection import RoundStart, start_round
@@ -47,18 +49,19 @@ PrepareShared = Callable[[Experiment], tuple[Prepared, PackMember]]
 """Prepares an experiment; those with the same data, model and seed share what they load."""
 
 
-def build_shared_preparation(given: Given, most: int = 8) -> PrepareShared:
+def build_shared_preparation(given: Given, device: torch.device = CPU_DEVICE, most: int = 8) -> PrepareShared:
     """Builds a function that prepares experiments, and loads data and models once for all that share them.
 
     Args:
         given: What takes the place of the experiments' sections.
+        device: Where this process trains clients.
         most: How many data sets and models are kept for the next experiments.
     """
 
     @lru_cache(maxsize=most)
     def load(sections: str, seed: int) -> tuple[Prepared, SerialTrainer]:
         prepared = given.prepare(Experiment.model_validate({**json.loads(sections), "seed": seed}))
-        return prepared, SerialTrainer(prepared)
+        return prepared, SerialTrainer(prepared, device)
 
     def prepare(experiment: Experiment) -> tuple[Prepared, PackMember]:
         sections = {"data": experiment.data, "model": experiment.model}

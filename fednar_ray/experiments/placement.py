@@ -21,7 +21,7 @@ from fednar_ray.execution.silos import plan_silos
 from fednar_ray.experiments.compilation import decide_compilation
 from fednar_ray.experiments.prepare import Prepared, check_model_and_algorithm
 from fednar_ray.federated.client_trainer import GroupTrainer
-from fednar_ray.federated.scoring import Scorer
+from fednar_ray.federated.scoring import Resident, Scorer
 from fednar_ray.federated.vectorization import CPU, GPU, choose_group_size
 from fednar_ray.tracking.tags import ACTORS_TAG, COMPILE_TAG, PLACEMENT_TAG, VECTORIZE_TAG
 
@@ -71,10 +71,9 @@ def plan_execution(prepared: Prepared, session: "RaySession") -> ExecutionPlan:
     Raises:
         BadInput: The model or the algorithm does not fit the settings, or the cluster cannot hold the actors.
     """
-    check_model_and_algorithm(prepared)
-    settings = prepared.experiment.execution
-    if settings.placement == "serial":
+    if prepared.experiment.execution.placement == "serial":
         return plan_in_this_process(prepared, CPU_DEVICE)
+    check_model_and_algorithm(prepared)
     if session.local:
         _plan_on_cluster(prepared, session)
         session.connect()
@@ -83,7 +82,12 @@ def plan_execution(prepared: Prepared, session: "RaySession") -> ExecutionPlan:
 
 
 def plan_in_this_process(prepared: Prepared, device: torch.device) -> ExecutionPlan:
-    """Plans a run whose clients train in this process, on ``device``."""
+    """Plans a run whose clients train in this process, on ``device``, whatever its placement is.
+
+    Raises:
+        BadInput: The model or the algorithm does not fit the settings.
+    """
+    check_model_and_algorithm(prepared)
     gpu = device.type == "cuda"
     plan = ExecutionPlan(placement="serial", group_size=resolve_group_size(prepared, gpu=gpu), actors=None)
     return _with_compilation(prepared, plan, gpu=gpu, session=None)
@@ -151,17 +155,18 @@ def _count_groups(prepared: Prepared, group_size: int) -> int:
 
 
 class SerialTrainer:
-    """Trains clients in the driver's process. Consecutive runs with the same data and model can share one trainer.
+    """Trains clients in this process. Consecutive runs with the same data and model can share one trainer.
 
     Args:
         prepared: The first run. Later runs differ only in settings.
-        device: Where clients are trained and scored. Runs of users stay on the CPU.
+        device: Where clients are trained and scored. The driver stays on the CPU; a pack may have a GPU.
     """
 
     def __init__(self, prepared: Prepared, device: torch.device = CPU_DEVICE) -> None:
         self._device = device
         self._shards, self._splits = prepared.federation.load()
         self._trainer = GroupTrainer(prepared.build_training_plan(), self._shards, device)
+        self._resident: Resident = {}
 
     def build_pool(
         self, prepared: Prepared, program: GroupShape | None = None, warm_up: tuple[int, ...] = ()
@@ -178,7 +183,16 @@ class SerialTrainer:
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
         precision = prepared.experiment.execution.precision
         scorer = Scorer(
-            prepared.model, self._shards, self._splits, self._device, task, offsets, seed, changed, precision
+            prepared.model,
+            self._shards,
+            self._splits,
+            self._device,
+            task,
+            offsets,
+            seed,
+            changed,
+            precision,
+            self._resident,
         )
         policy = FailurePolicy.from_settings(
             prepared.experiment.execution, prepared.federation.client_names, private=prepared.privacy is not None

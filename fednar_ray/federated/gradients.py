@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from fednar_ray.config.execution import Precision
-from fednar_ray.core.errors import InconsistentModel, is_of_memory
+from fednar_ray.core.errors import InconsistentModel, is_of_device, is_of_memory
 from fednar_ray.core.flat_params import ParameterLayout, trainable
 from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters, describe_draws
 from fednar_ray.core.random import get_global_states
@@ -196,7 +196,7 @@ def trace_if_possible(function: Callable[..., Any], *arguments: Tensor) -> Calla
     try:
         return trace(function, *arguments)
     except Exception as error:
-        if is_of_memory(error) or "CUDA error" in str(error):
+        if is_of_memory(error) or is_of_device(error):
             raise
         return function
 

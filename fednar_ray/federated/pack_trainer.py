@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fednar_ray.algorithms.client_corrections import Correction, keep_gradient
 from fednar_ray.core.buffers import check_unchanged
-from fednar_ray.core.errors import first_line, is_of_memory
+from fednar_ray.core.errors import check_device_works, first_line, is_of_memory
 from fednar_ray.core.freed_memory import keep_freed_memory
 from fednar_ray.core.threads import use_one_thread
 from fednar_ray.data.batches import BatchPlan
@@ -36,6 +36,8 @@ MATRIX_ROWS = 80
 """Rows of a full matrix. On a CPU a row costs least at 40 to 160 rows of a small model (decision 20)."""
 MATRIX_BYTES = 2**25
 """The most memory that the parameters of a matrix take. The rows of a large model gain nothing from company."""
+GPU_MATRIX_ROWS, GPU_MATRIX_BYTES = 640, 2**29
+"""The same on a GPU: assumed, never measured. ``scripts/gpu_check --only packs`` measures several numbers of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +69,20 @@ class PackTrainer:
 
     Args:
         rows: The rows of a full matrix.
+        most_bytes: The most memory that the parameters of a matrix take.
     """
 
-    def __init__(self, rows: int = MATRIX_ROWS) -> None:
+    def __init__(self, rows: int = MATRIX_ROWS, most_bytes: int = MATRIX_BYTES) -> None:
         self._gradients: dict[Hashable, GroupGradient] = {}
         self._checked: set[Hashable] = set()
         self._first: dict[Hashable, GroupTrainer] = {}  # keeps what a key identifies alive
-        self._rows = rows
+        self._rows, self._most_bytes = rows, most_bytes
         self._is_refused = False
+
+    @classmethod
+    def on(cls, device: torch.device) -> "PackTrainer":
+        """Returns a trainer whose matrices are of a size for this kind of device."""
+        return cls(GPU_MATRIX_ROWS, GPU_MATRIX_BYTES) if device.type == "cuda" else cls()
 
     @property
     def is_refused(self) -> bool:
@@ -108,16 +116,18 @@ class PackTrainer:
 
     def _count_rows(self, group: _Group) -> int:
         """Returns how many rows a full matrix has, for a group's model."""
-        return max(group.rows, min(self._rows, MATRIX_BYTES // (4 * group.start.local_round.global_params.numel())))
+        row_bytes = 4 * group.start.local_round.global_params.numel()
+        return max(group.rows, min(self._rows, self._most_bytes // row_bytes))
 
     def _train_or_leave(self, groups: list[_Group]) -> None:
         """Trains groups as one matrix. If that fails, the trials train them, and meet the error if it is theirs."""
         try:
             self._train(groups)
         except Exception as error:  # noqa: BLE001 - a model may raise anything
+            check_device_works(error)
             self._gradients.clear()
             if is_of_memory(error) and self._rows > 1:
-                self._rows //= 2
+                self._rows = max(1, min(self._rows, sum(group.rows for group in groups)) // 2)
                 log.warning("out of memory: packs train at most %d clients as one matrix from now on", self._rows)
             else:
                 log.debug("a pack's matrix was left to its trials: %s", first_line(error))
@@ -136,7 +146,7 @@ class PackTrainer:
                 return
             if any(group.start.task.verify for group in groups):
                 gradient.verify(batches, 0)
-            statistics = take_local_steps(
+            taken = take_local_steps(
                 trainer.plan.regularizer,
                 gradient,
                 batches,
@@ -145,6 +155,7 @@ class PackTrainer:
                 _join_scalars(groups, gradient.params),
             )
         check_unchanged(gradient.module, trainer.constant_buffers)
+        statistics = taken.cpu()  # once for all groups
         seconds = (time.perf_counter() - start) / sum(group.rows for group in groups)
         for group, span in zip(groups, spans, strict=True):
             sums = StepSums.of(statistics[: group.max_steps, :, span], group.start.steps)
@@ -158,7 +169,7 @@ class PackTrainer:
             height //= 2
         key = groups[0].key, height
         if key not in self._gradients:
-            keep_freed_memory(8 * MATRIX_BYTES)
+            keep_freed_memory(8 * MATRIX_BYTES)  # of the host
             self._first.setdefault(groups[0].key, groups[0].trainer)
             self._gradients[key] = groups[0].trainer.build_gradient(height)
         return self._gradients[key]

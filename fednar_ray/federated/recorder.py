@@ -96,9 +96,8 @@ class _Recorder(EagerMode):
         if func is aten.detach.default:
             self._nodes[result] = inputs[0][0]
             return result
-        if func._schema.is_mutable:
-            for each in tensors:
-                self._constants.pop(_get_place(each), None)
+        for each in _list_written(func, args, kwargs):
+            self._constants.pop(_get_place(each), None)
         node = self._graph.call_function(func, *inputs)
         if isinstance(result, Tensor):
             self._remember(result, node)
@@ -140,6 +139,14 @@ class _Recorder(EagerMode):
         place = _get_place(value)
         if place not in self._constants and any(_get_place(each) == place for each in self._nodes):
             raise CannotRecord("a tensor shares memory with another in a way that no operator shows")
+
+
+def _list_written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """Yields the tensors among an operator's arguments that it writes to."""
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written = args[number] if number < len(args) else kwargs.get(argument.name)
+            yield from (each for each in tree_leaves(written) if isinstance(each, Tensor))
 
 
 def _get_place(tensor: Tensor) -> object:

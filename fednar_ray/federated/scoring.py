@@ -24,6 +24,8 @@ from fednar_ray.models.tasks import CLASSIFICATION, Task
 BATCH = 512  # examples per forward pass
 CLIENTS = "clients"
 Offsets = npt.NDArray[np.int64]
+Resident = dict[str, tuple[Tensor, Tensor]]
+"""The splits that are on a device, by name: inputs and labels."""
 
 
 class Scorer:
@@ -39,6 +41,8 @@ class Scorer:
         seed: The experiment's seed, for random layers.
         changed_buffers: The names of the buffers that ``EvalParams`` holds; None: all of them.
         precision: In what outputs are computed.
+        resident: The splits that are on the device already, to which others are added. Scorers of the same data share
+            it.
     """
 
     def __init__(
@@ -52,13 +56,14 @@ class Scorer:
         seed: int = 0,
         changed_buffers: Sequence[str] | None = None,
         precision: Precision = "float32",
+        resident: Resident | None = None,
     ) -> None:
         self._changed_buffers, self._precision = changed_buffers, precision
         self._task, self._offsets, self._seed = task, offsets or {}, seed
         self._model = copy_with_leaf_parameters(model).to(device).eval()
         self._given, self._given_buffers = GivenState(self._model), copy_buffers(self._model)
         self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
-        self._resident: dict[str, tuple[Tensor, Tensor]] = {}
+        self._resident: Resident = {} if resident is None else resident
         self._layout = ParameterLayout.of(self._model)
         self._loaded: tuple[object, ...] = ()
         self.forget()

@@ -13,7 +13,13 @@ from fednar_ray.tuning.trial_table import TrialTable
 
 
 def create_search(
-    document: Document, store: Store, experiment_id: str, points: Sequence[Mapping[str, Any]] = (), pack: int = 1
+    document: Document,
+    store: Store,
+    experiment_id: str,
+    points: Sequence[Mapping[str, Any]] = (),
+    pack: int = 1,
+    *,
+    gpu: bool = False,
 ) -> TrialTable:
     """Creates a search: first its directory, then its parent run in MLflow.
 
@@ -25,13 +31,14 @@ def create_search(
         experiment_id: The MLflow experiment of its runs.
         points: Values to try before all others.
         pack: Number of trials that one process trains together.
+        gpu: Whether these processes train on GPUs.
 
     Raises:
         TrackingUnavailable: MLflow does not answer. No directory is left behind.
     """
     name = document.search_name
     table = TrialTable(name=name, tracking_uri=store.uri, experiment_id=experiment_id, search_id=uuid4().hex)
-    table.pack, table.points = pack, [dict(point) for point in points]
+    table.pack, table.gpu, table.points = pack, gpu, [dict(point) for point in points]
     table.create(_to_yaml(document))
     try:
         add_parent_run(table, store)

@@ -163,12 +163,13 @@ class FinalTraining:
         return results
 
     def _place(self, experiment: Experiment) -> Experiment:
-        """Returns the experiment as it is trained: in this process, on one machine, if its trials were packed.
+        """Returns the experiment as it is trained: in this process, on one machine, if packs on its CPU trained trials.
 
         What fits beside others in one process is trained before actors have started.
         """
         execution = experiment.execution
-        if self._table.pack == 1 or self._session.address != "local" or execution.placement != "auto":
+        on_cpu = self._table.pack > 1 and not self._table.gpu
+        if not on_cpu or self._session.address != "local" or execution.placement != "auto":
             return experiment
         return experiment.model_copy(update={"execution": execution.model_copy(update={"placement": "serial"})})
 

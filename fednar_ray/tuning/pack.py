@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+import torch
 from ray import tune
 
-from fednar_ray.core.errors import BadInput, RunFailed
+from fednar_ray.core.errors import BadInput, DeviceError, RunFailed
+from fednar_ray.execution.devices import choose_device
 from fednar_ray.execution.session import RaySession
+from fednar_ray.experiments.placement import CPU_DEVICE
 from fednar_ray.federated.pack_trainer import PackTrainer
 from fednar_ray.tuning.lockstep import train_together
 from fednar_ray.tuning.trial import get_report_seconds, name_search
@@ -47,15 +51,26 @@ class PackTrainable(tune.Trainable):  # type: ignore[misc]
     """Trains several trials together.
 
     The first report of a process, also of one that takes the place of a crashed process, is empty: the driver then
-    assigns the trials. A trial that fails ends alone, with a report that says why.
+    assigns the trials. A trial that fails ends alone, with a report that says why. A process that cannot use its GPU
+    any more ends with an error, so that Tune starts another one.
     """
 
-    def setup(self, config: dict[str, Any], *, plan: TrialPlan | None = None) -> None:
-        """Prepares a process that has no trials yet."""
+    def setup(self, config: dict[str, Any], *, plan: TrialPlan | None = None, gpu: bool = False) -> None:
+        """Prepares a process that has no trials yet.
+
+        Args:
+            config: Empty: a pack's trials have settings, the pack has none.
+            plan: What trials have in common.
+            gpu: Whether Ray gave this process a GPU, on which it trains.
+
+        Raises:
+            DeviceError: Torch cannot use that GPU.
+        """
         assert plan is not None
         self._plan = plan
         self._session = RaySession()
-        self._trainer = PackTrainer()
+        self._device = _find_own_device() if gpu else CPU_DEVICE
+        self._trainer = PackTrainer.on(self._device)
         self._forget()
 
     def __repr__(self) -> str:
@@ -112,7 +127,7 @@ class PackTrainable(tune.Trainable):  # type: ignore[misc]
             if each.trial_id not in self._trainings:
                 try:
                     self._trainings[each.trial_id] = self._start(each)
-                except (RunFailed, BadInput) as error:
+                except (RunFailed, BadInput, DeviceError) as error:
                     failures[each.trial_id] = build_failure_report(self._plan.search, str(error))
         return failures
 
@@ -130,7 +145,8 @@ class PackTrainable(tune.Trainable):  # type: ignore[misc]
         return self._build(trial)
 
     def _build(self, trial: Assignment) -> TrialTraining:
-        return TrialTraining(self._plan, trial.values, self._session, f"{self} trial {trial.trial_id}")
+        owner = f"{self} trial {trial.trial_id}"
+        return TrialTraining(self._plan, trial.values, self._session, owner, self._device)
 
     def _train(self) -> None:
         """Trains the rounds of a report in each trial, several times as long as no trial ends and time is left."""
@@ -149,9 +165,17 @@ class PackTrainable(tune.Trainable):  # type: ignore[misc]
         """Loads nothing: the driver assigns the trials, each with its newest checkpoint."""
 
 
+def _find_own_device() -> torch.device:
+    """Returns the device that Ray gave this process. Raises DeviceError if torch cannot use it."""
+    assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU", ())
+    return torch.device(choose_device(assigned, torch.cuda.device_count()))
+
+
 def train_some_rounds(trainings: Sequence[TrialTraining], pack: PackTrainer) -> None:
     """Trains the rounds of one report in each trial, all trials together."""
     owned = [(training, federation) for training in trainings for federation in training.federations]
+    for _, federation in owned:
+        federation.set_neighbors(len(trainings) > 1)
     stops = [training.next_stop for training, _ in owned]
     failures = train_together([federation for _, federation in owned], stops, pack)
     for (training, _), failure in zip(owned, failures, strict=True):

@@ -1,7 +1,7 @@
 """Plans the resources of a trial. Ray reserves those of its process and its actors together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.tune import PlacementGroupFactory
@@ -21,21 +21,35 @@ Bundle = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialMatrix:
-    """The clients that one federation of a trial trains in its process.
+    """The clients that one federation of a trial trains, if its process does: alone, or in a pack.
 
     Attributes:
         clients: Number of clients per round.
         group_size: Number of clients that are trained as one matrix.
         client_bytes: Memory that a client takes while it is trained, at most.
+        state_bytes: Memory of the states that the algorithm keeps for all clients of the federation, at most.
         alone_because: Why clients must be trained one by one; None if they need not.
         compiled: Whether the user wants compiled steps.
+        gpus: The GPUs of the process, or its share of one; 0: it trains on the CPU.
     """
 
     clients: int
     group_size: int
     client_bytes: float
+    state_bytes: float = 0.0
     alone_because: str | None = None
     compiled: bool = False
+    gpus: float = 0.0
+
+    @property
+    def device_bytes(self) -> float:
+        """Memory of the device where the clients are trained."""
+        return self.clients * self.client_bytes
+
+    @property
+    def host_bytes(self) -> float:
+        """Memory of the process."""
+        return self.state_bytes + (self.client_bytes if self.gpus else self.device_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +60,23 @@ class TrialResources:
         execution: The execution section of every trial.
         bundles: What Ray reserves for the trial's own process, then for each of its actors.
         concurrent: Number of trials that fit on the cluster at a time.
-        matrix: What a trial trains in its own process; None if it has actors.
+        matrix: What a trial trains that can be packed; None if it has several actors, or was asked to have some.
     """
 
     execution: Mapping[str, Any]
     bundles: tuple[Bundle, ...]
     concurrent: int
     matrix: TrialMatrix | None
+
+    @property
+    def gpu(self) -> bool:
+        """Whether a pack trains on a GPU."""
+        return self.matrix is not None and self.matrix.gpus > 0
+
+    def for_packs(self) -> "TrialResources":
+        """Returns what a pack reserves: its process trains, so it takes what the one actor of a trial would."""
+        (bundle,) = (each for each in self.bundles if each)
+        return replace(self, bundles=(bundle,))
 
     @property
     def factory(self) -> PlacementGroupFactory:
@@ -63,6 +87,8 @@ class TrialResources:
 
 def plan_resources(experiment: Experiment, session: RaySession, given: Given = NOTHING_GIVEN) -> TrialResources:
     """Plans where trials train: in their own process, unless the experiment asks for actors or there are GPUs.
+
+    With GPUs, ``actors: auto`` is one actor per trial. Such trials can be packed; then a pack's process has the GPU.
 
     Data and model are loaded and checked once, before Ray starts, since all trials share them.
 
@@ -80,10 +106,8 @@ def plan_resources(experiment: Experiment, session: RaySession, given: Given = N
     gpu = session.get_resources().gpus > 0 and settings.gpus_per_actor != 0
     on_cpu = not gpu and settings.precision != "tf32"  # which is refused without a GPU, as for a run
     serial = settings.placement == "serial" or (settings.placement == "auto" and on_cpu and settings.actors == "auto")
-    if serial:
-        execution, bundles, matrix = _plan_serial(experiment, given)
-    else:
-        (execution, bundles), matrix = _plan_actors(experiment, session, given), None
+    planned = _plan_serial(experiment, given) if serial else _plan_actors(experiment, session, given, gpu=gpu)
+    execution, bundles, matrix = planned
     nodes = _list_nodes(session)
     concurrent = count_fitting_trials(bundles, nodes)
     if not concurrent:
@@ -96,33 +120,50 @@ def plan_resources(experiment: Experiment, session: RaySession, given: Given = N
 def _plan_serial(experiment: Experiment, given: Given) -> tuple[ExecutionSettings, tuple[Bundle, ...], TrialMatrix]:
     execution = experiment.execution.model_copy(update={"placement": "serial"})
     prepared = given.prepare(experiment.model_copy(update={"execution": execution}))
-    return execution, ({"CPU": execution.cpus_per_actor},), _measure_matrix(prepared)
+    return execution, ({"CPU": execution.cpus_per_actor},), _measure_matrix(prepared, gpus=0.0)
 
 
-def _measure_matrix(prepared: Prepared) -> TrialMatrix:
+def _measure_matrix(prepared: Prepared, *, gpus: float) -> TrialMatrix:
     batch, traits = prepared.experiment.federation.batch_size, prepared.traits
     return TrialMatrix(
         clients=prepared.clients_per_round,
-        group_size=resolve_group_size(prepared, gpu=False),
+        group_size=resolve_group_size(prepared, gpu=gpus > 0),
         client_bytes=VECTORS_PER_CLIENT * prepared.model_bytes + 2 * batch * traits.activation_bytes,
+        state_bytes=_count_state_bytes(prepared),
         alone_because=traits.alone_because,
         compiled=prepared.experiment.execution.compile == "on",
+        gpus=gpus,
     )
 
 
+def _count_state_bytes(prepared: Prepared) -> int:
+    """Returns the memory of all clients' states, unless the experiment limits it; the others are on disk."""
+    if prepared.algorithm.client.next_state is None:
+        return 0
+    states, most = (
+        prepared.federation.num_clients * prepared.model_bytes,
+        prepared.experiment.execution.state_memory_bytes,
+    )
+    return states if most == "auto" else min(states, most)
+
+
 def _plan_actors(
-    experiment: Experiment, session: RaySession, given: Given
-) -> tuple[ExecutionSettings, tuple[Bundle, ...]]:
+    experiment: Experiment, session: RaySession, given: Given, *, gpu: bool
+) -> tuple[ExecutionSettings, tuple[Bundle, ...], TrialMatrix | None]:
+    """Plans the actors of a trial. One that gets a single actor with a GPU by default can be packed."""
     settings = experiment.execution
-    pooled = {"placement": "pooled", "actors": 1} if settings.actors == "auto" else {"placement": "pooled"}
-    execution = settings.model_copy(update=pooled if settings.placement == "auto" else {})
-    plan = plan_execution(given.prepare(experiment.model_copy(update={"execution": execution})), session)
+    one = settings.actors == "auto" and (settings.placement == "auto" or (settings.placement == "pooled" and gpu))
+    changes: Mapping[str, Any] = {"placement": "pooled"} if settings.placement == "auto" else {}
+    execution = settings.model_copy(update={**changes, **({"actors": 1} if one else {})})
+    prepared = given.prepare(experiment.model_copy(update={"execution": execution}))
+    plan = plan_execution(prepared, session)
     assert plan.actors is not None
     actors = plan.actors
     resolved: dict[str, Any] = {"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": plan.group_size}
     resolved["compile"] = "on" if plan.compiled else "off"
     actor_bundle = {"CPU": actors.cpus} | ({"GPU": actors.gpus} if actors.gpus else {})
-    return execution.model_copy(update=resolved), ({}, *(actor_bundle for _ in range(actors.count)))
+    matrix = _measure_matrix(prepared, gpus=actors.gpus) if one and actors.gpus else None
+    return execution.model_copy(update=resolved), ({}, *(actor_bundle for _ in range(actors.count))), matrix
 
 
 def _list_nodes(session: RaySession) -> list[dict[str, float]]:

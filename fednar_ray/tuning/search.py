@@ -10,7 +10,7 @@ import psutil
 
 from fednar_ray.config import Document, Experiment, SearchSettings
 from fednar_ray.core.counting import format_count
-from fednar_ray.core.errors import BadInput, RunFailed
+from fednar_ray.core.errors import BadInput, CapacityError, RunFailed
 from fednar_ray.core.stages import announce
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
@@ -68,10 +68,11 @@ def start_search(
             opening = background.submit(open_store, document.experiment)
             session.connect()  # a local Ray starts while the store is opened
             store, experiment_id = opening.result()
-        packing = decide_packing(document.search, resources.matrix, resources.concurrent, psutil.virtual_memory().total)
+        memory, gpu_memory = psutil.virtual_memory().total, session.get_gpu_memory_bytes() if resources.gpu else None
+        packing = decide_packing(document.search, resources.matrix, resources.concurrent, memory, gpu_memory)
         if packing.reason is not None and document.search.pack != "off":
             log.info("each process trains one trial at a time: %s", packing.reason)
-        table = create_search(document, store, experiment_id, points, packing.width)
+        table = create_search(document, store, experiment_id, points, packing.width, gpu=resources.gpu)
         return _Search(document, table, store, session, resources, show, given).run(points, register)
 
 
@@ -95,7 +96,9 @@ def resume_search(
     with hold_search(name):
         table = TrialTable.load(name)  # once more: the process that held the search may have changed it
         document = load_search_document(table)
-        resources = plan_resources(_keep_in_process(document.experiment, table), session, given)
+        resources = plan_resources(_keep_on_cpu(document.experiment, table), session, given)
+        if table.pack > 1 and table.gpu and not resources.gpu:
+            raise CapacityError(f"{name}: its trials train on GPUs, and there are none; resume it where there are")
         document = check_trials(document, session, given)
         store = Store(table.tracking_uri)
         store.check()
@@ -104,9 +107,9 @@ def resume_search(
         return _Search(document, table, store, session, resources, show, given, resume=True).run((), register)
 
 
-def _keep_in_process(experiment: Experiment, table: TrialTable) -> Experiment:
-    """Keeps the trials of a packed search in their processes, even if it is resumed where there is a GPU."""
-    if table.pack == 1:
+def _keep_on_cpu(experiment: Experiment, table: TrialTable) -> Experiment:
+    """Keeps the trials of a search that was packed without a GPU on CPUs, even if it is resumed where there is one."""
+    if table.pack == 1 or table.gpu:
         return experiment
     return experiment.model_copy(update={"execution": experiment.execution.model_copy(update={"placement": "serial"})})
 
@@ -128,7 +131,8 @@ class _Search:
     ) -> None:
         assert document.search is not None
         self._document, self._search, self._table = document, document.search, table
-        self._store, self._session, self._resources, self._show = store, session, resources, show
+        self._store, self._session, self._show = store, session, show
+        self._resources = resources.for_packs() if table.pack > 1 else resources
         self._given = given
         execution = {**resources.execution, **({"compile": "off"} if table.pack > 1 else {})}  # rows are not compiled
         self._plan = TrialPlan(raw=document.raw, execution=execution, search=document.search, given=given)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
@@ -14,12 +15,14 @@ from fednar_ray.config import Experiment, SearchSettings, flatten_settings
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.flat_params import FloatVector
 from fednar_ray.core.reports import RoundRecord, RoundReport
+from fednar_ray.execution.devices import check_device
+from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.checkpoint_contents import check_fits, read_trial_experiment
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.iter_rounds import build_initial_state, build_round_plan, train_rounds
 from fednar_ray.experiments.pack_member import build_shared_preparation
-from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
+from fednar_ray.experiments.placement import CPU_DEVICE, ExecutionPlan, open_pool, plan_execution, plan_in_this_process
 from fednar_ray.experiments.prepare import adapt
 from fednar_ray.experiments.private_runs import draw_unsaved_key, get_key_name, keep_key, open_key
 from fednar_ray.federated.client_trainer import GroupTrainer
@@ -40,17 +43,33 @@ class TrialFederation:
         session: The Ray session that its actors belong to.
         owner: What Ray's dashboard calls the actors by.
         given: What takes the place of the experiment's sections.
+        device: Where this process trains clients. None: where the experiment's placement says.
+
+    Raises:
+        BadInput: The experiment cannot be trained.
+        DeviceError: The device does not compute in the experiment's precision.
     """
 
-    def __init__(self, experiment: Experiment, session: RaySession, owner: str, given: Given = NOTHING_GIVEN) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        session: RaySession,
+        owner: str,
+        given: Given = NOTHING_GIVEN,
+        device: torch.device | None = None,
+    ) -> None:
         self.experiment = experiment
         self.records: list[RoundRecord] = []
-        prepared, self._member = _share_preparation(given)(experiment)
+        prepared, self._member = _share_preparation(given, device or CPU_DEVICE)(experiment)
         self._prepared = draw_unsaved_key(prepared)
         self._given = given
         self._callbacks: TrialCallbacks | None = None  # until the first round
         self._resources = ExitStack()
-        self._execution = plan_execution(self._prepared, session)
+        if device is None:
+            self._execution = plan_execution(self._prepared, session)
+        else:
+            check_device(device, experiment.execution.precision)
+            self._execution = plan_in_this_process(self._prepared, device)
         pool = open_pool(self._prepared, self._execution, session, self._member.trainer, owner)
         self._pool = self._resources.enter_context(pool)
         self._resume(build_initial_state(self._prepared))
@@ -93,6 +112,11 @@ class TrialFederation:
     def start_next_round(self) -> tuple[GroupTrainer, RoundStart] | None:
         """Returns the next round, and who trains it; None if actors do, or if no round is left."""
         return self._member.start_next_round()
+
+    def set_neighbors(self, has_neighbors: bool) -> None:
+        """Says whether this process trains other trials as well; see ``SerialPool``."""
+        if isinstance(self._pool, SerialPool):
+            self._pool.has_neighbors = has_neighbors
 
     @property
     def ended(self) -> str | None:

@@ -91,6 +91,7 @@ class TrialTable:
         run_id: The parent run; None until MLflow has answered.
         described: Whether the search's settings are queued for MLflow.
         pack: Number of trials that one process trains together; 1: they are not packed.
+        gpu: Whether the processes of packed trials train on GPUs.
         points: The values that are tried before all others, if trials are packed.
         trials: The trials by Tune's ids.
     """
@@ -102,6 +103,7 @@ class TrialTable:
     run_id: str | None = None
     described: bool = False
     pack: int = 1
+    gpu: bool = False
     points: list[dict[str, Any]] = field(default_factory=list)
     trials: dict[str, TrialEntry] = field(default_factory=dict)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fednar_ray.execution.session import RaySession
 from fednar_ray.tracking.journal import format_line
 from fednar_ray.tuning.trial_federation import TrialFederation, average_records
@@ -21,9 +23,17 @@ class TrialTraining:
         values: The trial's value of each searched key.
         session: The Ray session that its actors belong to.
         owner: What Ray's dashboard calls the actors by.
+        device: Where this process trains clients. None: where the experiment's placement says.
     """
 
-    def __init__(self, plan: TrialPlan, values: Mapping[str, Any], session: RaySession, owner: str) -> None:
+    def __init__(
+        self,
+        plan: TrialPlan,
+        values: Mapping[str, Any],
+        session: RaySession,
+        owner: str,
+        device: torch.device | None = None,
+    ) -> None:
         start = time.perf_counter()
         self._search = plan.search
         experiment = plan.build_experiment(values)
@@ -31,7 +41,7 @@ class TrialTraining:
         seeds = vary_seed(experiment, self._search.seeds)
         owners = [owner] if len(seeds) == 1 else [f"{owner} seed {each.seed}" for each in seeds]
         self.federations = [
-            TrialFederation(each, session, name, plan.given) for each, name in zip(seeds, owners, strict=True)
+            TrialFederation(each, session, name, plan.given, device) for each, name in zip(seeds, owners, strict=True)
         ]
         self._failure: str | None = None
         self._reported_rounds = 0

@@ -107,7 +107,7 @@ def _run_packs(
             return recorder.ended_early
         slots = min(resources.concurrent, ceil(min(concurrent, proposals.left) / table.pack))
         _call_tune(
-            tune.with_parameters(PackTrainable, plan=plan),
+            tune.with_parameters(PackTrainable, plan=plan, gpu=resources.gpu),
             table,
             plan,
             resources,
@@ -149,19 +149,20 @@ def _run_single_trials(
 
 def _call_tune(trainable: Any, table: TrialTable, plan: TrialPlan, resources: TrialResources, **arguments: Any) -> None:
     """Calls ``tune.run`` with what trials and packs have in common, and these arguments."""
-    tune.run(
-        trainable,
-        name=table.files.tune.name,
-        storage_path=str(table.directory),
-        resources_per_trial=resources.factory,
-        stop=StopFileStopper(table.name),
-        max_failures=plan.search.retries,
-        raise_on_failed_trial=False,
-        reuse_actors=True,
-        verbose=0,
-        trial_dirname_creator=lambda trial: trial.trial_id,
-        **arguments,
-    )
+    with _end_on_signals():
+        tune.run(
+            trainable,
+            name=table.files.tune.name,
+            storage_path=str(table.directory),
+            resources_per_trial=resources.factory,
+            stop=StopFileStopper(table.name),
+            max_failures=plan.search.retries,
+            raise_on_failed_trial=False,
+            reuse_actors=True,
+            verbose=0,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            **arguments,
+        )
 
 
 def _count_concurrent_trials(search: SearchSettings, resources: TrialResources) -> int:
@@ -173,7 +174,7 @@ def _count_concurrent_trials(search: SearchSettings, resources: TrialResources) 
 @contextmanager
 def _prepare_process(seed: int) -> Iterator[None]:
     """Prepares this process for Tune's loop, and restores what it has changed at the end."""
-    with _seed_generators(seed), _set_environment(ENVIRONMENT), _end_on_signals():
+    with _seed_generators(seed), _set_environment(ENVIRONMENT):
         yield
 
 

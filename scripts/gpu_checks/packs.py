@@ -13,12 +13,12 @@ from fednar_ray.experiments.iter_rounds import build_initial_state, build_round_
 from fednar_ray.experiments.pack_member import PackMember
 from fednar_ray.experiments.placement import SerialTrainer
 from fednar_ray.experiments.prepare import adapt
-from fednar_ray.federated.pack_trainer import PackTrainer
+from fednar_ray.federated.pack_trainer import GPU_MATRIX_BYTES, PackTrainer
 
 Row = dict[str, Any]
 TRIALS, ALONE = 32, 4
 """How many trials there are, and how many of them are trained one after the other."""
-ROWS = (80, 320, 640)
+ROWS = (80, 320, 640)  # the last is GPU_MATRIX_ROWS, which is assumed
 """The rows of a full matrix."""
 ROUNDS = 100
 
@@ -36,15 +36,15 @@ def measure_packs(device: torch.device, left: Callable[[], float], *, tiny: bool
     title = f"{trials} trials of W1 with FedNAR that differ in A and weight decay: the time of one trial's round"
     yield {"gflop": 1e-9 * w.count_round_flops(workload), "title": title}
     run = build_workload_run(workload, rounds, device, "fedavg", "fednar", compile="off")
-    alone = _Trials(run, ALONE)
+    alone = Trials(run, ALONE)
     yield _describe("one after the other", run.plan.group_size, alone.measure(None), ALONE)
     for rows in ROWS[: 1 if tiny else None]:
         label = f"in a pack of {rows} rows"
         if left() < 10:
             yield {"system": label, "skipped": f"{left():.0f} s are left"}
             continue
-        pack = PackTrainer(rows)
-        found = _describe(label, rows, _Trials(run, trials).measure(pack), trials)
+        pack = PackTrainer(rows, GPU_MATRIX_BYTES)
+        found = _describe(label, rows, Trials(run, trials).measure(pack), trials)
         if pack.is_refused:  # then the trials have trained one after the other
             found = {"system": label, "skipped": "the rows of a matrix do not have the bits of their own runs here"}
         yield found
@@ -57,25 +57,31 @@ def _describe(system: str, group: int, found: Row, trials: int) -> Row:
 
 
 @dataclass
-class _Trials:
-    """Trials that take turns on one device, round by round."""
+class Trials:
+    """Trials that take turns on one device, round by round. They differ in A and weight decay."""
 
     run: Run
     count: int
 
     def measure(self, pack: PackTrainer | None) -> Row:
         """Measures the rounds of all trials together, trained ahead by ``pack`` if there is one."""
+        rounds = self._train(pack)
+        return measure_rounds(lambda: next(rounds), self.run.prepared.experiment.federation.rounds, self.run.device)
+
+    def train(self, pack: PackTrainer | None) -> list[bytes]:
+        """Trains all rounds, and returns the parameters of each trial."""
+        *_, last = self._train(pack)
+        return last
+
+    def _train(self, pack: PackTrainer | None) -> Iterator[list[bytes]]:
+        """Trains a round of each trial at a time, and yields their parameters."""
         trainer = SerialTrainer(self.run.prepared, self.run.device)
         members = [self._start(trainer, number) for number in range(self.count)]
-
-        def train_round() -> None:
+        for _ in range(self.run.prepared.experiment.federation.rounds):
             if pack is not None:
                 starts = [member.start_next_round() for member, _ in members]
                 pack.train_ahead([start for start in starts if start is not None])
-            for _, rounds in members:
-                next(rounds)
-
-        return measure_rounds(train_round, self.run.prepared.experiment.federation.rounds, self.run.device)
+            yield [next(rounds).parameters.tobytes() for _, rounds in members]
 
     def _start(self, trainer: SerialTrainer, number: int) -> tuple[PackMember, Iterator[Any]]:
         base = self.run.prepared.experiment

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gpu_checks.packs import Trials
 from gpu_checks.runs import Run, build_run, list_variants
 from torch import nn
 
@@ -17,6 +18,7 @@ from fednar_ray.config.execution import Precision
 from fednar_ray.core.flat_params import flatten
 from fednar_ray.data.federation import Federation
 from fednar_ray.experiments.iter_rounds import build_initial_state
+from fednar_ray.federated.pack_trainer import PackTrainer
 from fednar_ray.federated.precision import autocast, use_precision
 from fednar_ray.federated.server_state import FederationState
 
@@ -86,6 +88,7 @@ def iter_cases(device: torch.device) -> Iterator[tuple[str, Case, dict[str, Any]
 def check_results(device: torch.device, directory: Path) -> Iterator[Row]:
     """Compares each case with the CPU and with itself, and leaves half of a run behind for ``check_resumed``."""
     yield from check_precisions(device)
+    yield from check_packs(device)
     for name, case, execution in iter_cases(device):
         run = case.build_run(device, **execution)
         final, again = train(run), train(run)
@@ -98,6 +101,19 @@ def check_results(device: torch.device, directory: Path) -> Iterator[Row]:
         distance = compute_distance(final, train(case.build_run(CPU)), started)
         text = f"{distance:.1e} of the way that training goes"
         yield {"test": f"as on the CPU: {name}", "passed": distance < TOLERANCE, "found": text}
+
+
+def check_packs(device: torch.device) -> Iterator[Row]:
+    """Trains four trials of each case as rows of one matrix, and compares them with their own runs, bit for bit."""
+    for name, case in CASES.items():
+        if case.vectorize == 1 or (device.type != "cuda" and name not in ON_A_CPU):
+            continue
+        trials, pack = Trials(case.build_run(device, compile="off"), 4), PackTrainer.on(device)
+        same = trials.train(pack) == trials.train(None)
+        row: Row = {"test": f"trials of a pack have the bits of their own runs: {name}", "passed": same}
+        if same and pack.is_refused:
+            row |= {"passed": None, "found": "rows of a matrix have other bits here: trained one after another"}
+        yield row
 
 
 def check_resumed(device: torch.device, directory: Path) -> Iterator[Row]:

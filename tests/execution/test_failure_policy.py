@@ -88,6 +88,7 @@ def test_the_log_names_the_failure_and_the_next_attempt(caplog: pytest.LogCaptur
         (torch.OutOfMemoryError("CUDA out of memory"), FailureKind.OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), FailureKind.OUT_OF_MEMORY),
         (RuntimeError("CUDA error: device-side assert triggered"), FailureKind.ACTOR_LOST),
+        (torch.OutOfMemoryError("CUDA error: out of memory"), FailureKind.OUT_OF_MEMORY),
     ],
 )
 def test_exceptions_are_classified(error: Exception, kind: FailureKind) -> None:

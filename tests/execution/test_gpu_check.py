@@ -38,7 +38,9 @@ def test_every_part_runs_on_a_cpu_and_the_page_has_its_results(load: Import, tmp
         results["parts"][part] = {"rows": rows}
     assert not check.has_failed(results), results
     tests = [row for part in ("tests", "resume") for row in results["parts"][part]["rows"]]
-    assert sum(row["passed"] is True for row in tests) == 4 + 3 * 2  # precisions; repeated, as on the CPU, resumed
+    assert (
+        sum(row["passed"] is True for row in tests) == 4 + 1 + 3 * 2
+    )  # precisions; a pack; repeated, as on the CPU, resumed
     systems = [row.get("system") for row in results["parts"]["W1"]["rows"]]
     assert systems[1:] == ["plain loop, float32", "fednar_ray", "fednar_ray, bfloat16"]
     packs = [row for row in results["parts"]["packs"]["rows"] if "round_seconds" in row]

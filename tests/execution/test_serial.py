@@ -2,14 +2,17 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 import fednar_ray as fr
-from fednar_ray.core.errors import BadInput, ModelError, RunFailed
+from fednar_ray.core.errors import BadInput, DeviceError, ModelError, RunFailed
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
+from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
+from fednar_ray.experiments.placement import SerialTrainer, plan_in_this_process
+from fednar_ray.experiments.prepare import prepare
 from tests.support.faulty_models import (
     BAD,
     SENTINEL,
@@ -40,6 +43,30 @@ def test_an_exit_of_one_client_fails_only_that_client(what: str, reason: str, sc
     expected = Exclusion(ExclusionReason.FAILED, f"UserCodeExited: the code raised {reason}")
     assert [report.exclusions for report in reports] == [{BAD: expected}] * 3
     assert reports[-1].parameters.tobytes() == train_without_bad_client()
+
+
+class LosesGpu(Trap):
+    """A model whose GPU fails in training, or in scoring."""
+
+    fails_in: ClassVar[str | None] = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if LosesGpu.fails_in == ("training" if self.training else "scoring"):
+            raise RuntimeError("CUDA error: device-side assert triggered\nCompile with …")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("when", ["training", "scoring"])
+def test_a_run_ends_once_its_gpu_cannot_be_used_any_more(
+    when: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = build_experiment({"placement": "serial", "vectorize": 2})
+    prepared = prepare(settings, build_federation(), LosesGpu("", None))
+    plan, pool = plan_in_this_process(prepared, torch.device("cpu")), SerialTrainer(prepared).build_pool(prepared)
+    monkeypatch.setattr(LosesGpu, "fails_in", when)  # not in the trial before the first round
+    with pytest.raises(DeviceError, match=r"cannot use its GPU any more: CUDA error: device-side assert triggered$"):
+        next(train_rounds(prepared, plan, pool, build_initial_state(prepared)))
+    assert "retrying" not in caplog.text
 
 
 def test_an_exit_that_happens_once_changes_nothing(tmp_path: Path) -> None:

@@ -125,6 +125,13 @@ def test_a_write_into_an_argument_is_recorded() -> None:
     assert x.tolist() == [3.0, 3.0]
 
 
+def test_constants_that_share_memory_may_be_read_by_an_operator_that_writes() -> None:
+    table = torch.tensor([2.0, 3.0])
+    scale, shift = table[:1], table[1:]
+    program = record(lambda x: (x * 1).mul_(scale) + shift + float(shift), torch.ones(1))
+    assert program(torch.tensor([5.0])).item() == 16.0
+
+
 def test_data_is_the_tensor_itself() -> None:
     assert record(lambda x: x + (x * 2).data + x.data, torch.ones(1))(torch.tensor([5.0])).item() == 20.0
 
@@ -137,6 +144,12 @@ def test_several_results_of_one_operator_are_told_apart() -> None:
     assert record(spread, torch.tensor([1.0, 5.0]))(torch.tensor([2.0, 9.0])).item() == 7.0
 
 
+def _add_to_a_list(x: Tensor) -> Tensor:
+    sums = [torch.tensor(0.0), torch.tensor(1.0)]
+    torch._foreach_add_(sums, [x.sum(), x.max()])
+    return x + float(sums[0])
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -146,6 +159,8 @@ def test_several_results_of_one_operator_are_told_apart() -> None:
         lambda x: x + torch.from_numpy(x.numpy()),
         lambda x: torch.from_numpy((x * 2).numpy()) + x,
         lambda x: x + float(torch.tensor(0.0).add_(x.sum())),
+        lambda x: x + float(torch.sum(x, 0, out=torch.tensor(0.0))),
+        _add_to_a_list,
     ],
     ids=[
         "a condition",
@@ -154,6 +169,8 @@ def test_several_results_of_one_operator_are_told_apart() -> None:
         "an argument by way of NumPy",
         "a result by way of NumPy",
         "a written constant",
+        "a constant for the result",
+        "a written list",
     ],
 )
 def test_what_would_be_another_program_for_other_values_cannot_be_recorded(function: Any) -> None:

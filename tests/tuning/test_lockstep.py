@@ -47,8 +47,8 @@ def build_all(*overrides: str, points: Iterable[Mapping[str, Any]] = POINTS) -> 
     return [build(*overrides, **point) for point in points]
 
 
-def open_all(experiments: Iterable[Experiment]) -> list[TrialFederation]:
-    return [TrialFederation(experiment, RaySession(), "trial") for experiment in experiments]
+def open_all(experiments: Iterable[Experiment], device: torch.device | None = None) -> list[TrialFederation]:
+    return [TrialFederation(experiment, RaySession(), "trial", device=device) for experiment in experiments]
 
 
 def read(federation: TrialFederation) -> tuple[bytes, list[str]]:
@@ -114,6 +114,25 @@ CIRCUMSTANCES: Mapping[str, Sequence[str]] = {
 @pytest.mark.parametrize("overrides", CIRCUMSTANCES.values(), ids=CIRCUMSTANCES)
 def test_no_circumstance_changes_the_bytes(overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     check_same_as_alone(build_all(*overrides), monkeypatch)
+
+
+def test_a_process_with_a_device_trains_there_whatever_the_placement() -> None:
+    serial = open_all(build_all())
+    pooled = open_all(build_all("execution.placement=pooled"), torch.device("cpu"))  # it starts no actors
+    for federations in (serial, pooled):
+        train_together(federations, [ROUNDS] * len(federations), PackTrainer.on(torch.device("cpu")))
+    assert [read(each) for each in pooled] == [read(each) for each in serial]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+@pytest.mark.parametrize("overrides", [[], ["model.dropout=0.3"], ["algorithm.name=scaffold"]])
+def test_a_pack_on_a_gpu_gives_the_bytes_of_its_trials_own_runs(overrides: Sequence[str]) -> None:
+    device, experiments = torch.device("cuda:0"), build_all("execution.placement=pooled", *overrides)
+    alone, together = (open_all(experiments, device) for _ in range(2))
+    for federation in alone:
+        federation.train(ROUNDS)
+    train_together(together, [ROUNDS] * len(together), PackTrainer.on(device))
+    assert [read(each) for each in together] == [read(each) for each in alone]
 
 
 def test_seeds_and_searched_algorithms_share_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +205,7 @@ def test_a_pack_without_memory_trains_in_smaller_matrices(
     monkeypatch.setattr(GroupGradient, "__call__", take_memory)
     check_same_as_alone(build_all(points=[*POINTS] * 4), monkeypatch, packed=False)
     found = [each.getMessage() for each in caplog.records if "out of memory" in each.getMessage()]
-    assert [each.split("at most ")[1].split()[0] for each in found] == [str(MATRIX_ROWS // 2), str(MATRIX_ROWS // 4)]
+    assert [each.split("at most ")[1].split()[0] for each in found] == ["39", "19"]  # 78 rows are 26 groups of three
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from ray.tune.experiment import Trial
 
@@ -123,12 +124,23 @@ def test_a_pack_that_crashes_is_split_until_the_trial_that_harms_the_others_is_a
     assert len(others) == 4
 
 
-def test_a_pack_that_runs_out_of_memory_is_halved_and_says_so(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no memory is left"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+    ids=["Python", "torch on a CPU", "torch on a GPU"],
+)
+def test_a_pack_that_runs_out_of_memory_is_halved_and_says_so(
+    error: Exception, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     table = create_packed_table(store, pack=4)
     with open_packs(build_packed_search(6), table, store) as packs:
         packs.step()
         four = [each.trial_id for each in packs.assigned]
-        packs.crash(MemoryError("no memory is left"))
+        packs.crash(error)
         packs.restart()
         assert [each.trial_id for each in packs.assigned] == four[:2]
         assert all(each.checkpoints for each in packs.assigned)
