@@ -7,12 +7,13 @@ import click
 
 from fednar_ray.cli.completion import complete_comparison
 from fednar_ray.cli.options import NEWEST, arguments, as_json, build_resume_option, ray_address, read_document_to_train
-from fednar_ray.cli.output import IMPORTS, START, build_console, print_place, quiet_libraries
+from fednar_ray.cli.output import IMPORTS, START, STARTS_EARLY, build_console, print_place, quiet_libraries
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.stages import announce
 from fednar_ray.report.progress import show_progress
 from fednar_ray.report.tables import Column, print_table
+from fednar_ray.tracking.database_process import open_database_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +39,9 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
     """
     announce(START)
     document, record = _find_comparison(arguments, resume)
+    context = click.get_current_context()
+    if record is None and context.find_root().obj == STARTS_EARLY:
+        context.with_resource(open_database_process(document.experiment.tracking.uri))
     announce(IMPORTS)
     from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.comparison.record import plan_runs

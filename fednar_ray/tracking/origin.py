@@ -6,7 +6,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from mlflow.tracking.context.git_context import GitRunContext
 from mlflow.tracking.context.registry import resolve_tags
 
@@ -30,6 +29,8 @@ def build_origin_tags() -> dict[str, str]:
 
     The address of the git repository, which MLflow would record, is left out, since it may contain a password.
     """
+    import torch
+
     context = resolve_tags(ignore=[GitRunContext])
     found = {
         **{name: context.get(name) for name in (USER_TAG, *SOURCE_TAGS)},

@@ -3,13 +3,14 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import RestException
 
 from fednar_ray.core.credentials import check_address
@@ -23,6 +24,7 @@ from fednar_ray.core.store_uris import (
 )
 from fednar_ray.tracking.addresses import confirm
 from fednar_ray.tracking.arrival import NotAnswered, describe_failure, open_artifacts, read_run
+from fednar_ray.tracking.database_process import DatabaseProcess
 from fednar_ray.tracking.identity import RUN_ID
 from fednar_ray.tracking.locks import wait_for_lock_file
 from fednar_ray.tracking.origin import build_origin_tags
@@ -55,7 +57,7 @@ class Store:
     def client(self) -> MlflowClient:
         """MLflow's client. Only one process at a time opens and migrates a database."""
         with _lock_database(self.uri), _remove_stray_folders(self.uri):
-            return MlflowClient(self.uri)
+            return _Client(self.uri)
 
     @cached_property
     def _origin_tags(self) -> Mapping[str, str]:
@@ -131,6 +133,25 @@ class Store:
         with raise_as_unavailable(self.uri):
             run = read_run(self.client, run_id)
             open_artifacts(self.client, run.info.artifact_uri).log_artifacts(str(directory), name)
+
+
+class _Client(MlflowClient):  # type: ignore[misc]
+    """MLflow's client, which lets a ``DatabaseProcess`` store batches if there is one."""
+
+    def log_batch(
+        self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
+    ) -> None:
+        """Stores a batch. What the other process has not stored is stored here, or raises here."""
+        process = DatabaseProcess.current
+        if process is not None and process.log_batch(
+            self.tracking_uri,
+            run_id,
+            [(each.key, each.value, each.timestamp, each.step) for each in metrics],
+            {each.key: each.value for each in params},
+            {each.key: each.value for each in tags},
+        ):
+            return
+        super().log_batch(run_id, metrics, params, tags)
 
 
 def _check_id(of: str, answered: object) -> str:
