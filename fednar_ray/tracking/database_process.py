@@ -108,8 +108,16 @@ class DatabaseProcess:
 
 
 def open_database_process(uri: str | None) -> AbstractContextManager[object]:
-    """Starts a ``DatabaseProcess``, or nothing where it would not help: for a server, and on a single core."""
+    """Starts a ``DatabaseProcess``, or nothing where it would not help: for a server, and on a single core.
+
+    Nor on Windows, where a pipe cannot be asked whether it has an answer.
+    """
     address = uri or os.environ.get(TRACKING_VARIABLE)
-    if len(os.sched_getaffinity(0)) == 1 or (address and not is_database(address)):
+    if sys.platform == "win32" or count_cores() == 1 or (address and not is_database(address)):
         return nullcontext()
     return DatabaseProcess(uri)
+
+
+def count_cores() -> int:
+    """Returns on how many cores this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
