@@ -9,6 +9,8 @@ from fednar_ray.core.flat_params import FloatVector
 
 BLOCK = 1 << 16
 """How many numbers a block has."""
+LARGE_BYTES = 2**20
+"""From this size on, vectors are added in terms, client states are kept in a file, and freed memory is kept."""
 
 
 def cut_columns(matrix: Tensor, *, whole: bool = False) -> Iterator[slice]:

@@ -1,12 +1,12 @@
 """Rows of float32 numbers in another process's open file, which processes of one machine read and write directly."""
 
+import ctypes
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal, cast
 
 import numpy as np
 import torch
@@ -15,29 +15,41 @@ from torch import Tensor
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.flat_params import FloatVector
 
+PUNCH_HOLE = 0x01 | 0x02  # from Linux's falloc.h: free the space, and keep the size of the file
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileRow:
     """A place for one row [d] in a file.
 
     Attributes:
         path: The file, as every process of the machine can open it.
         directory: Where it lies, for messages.
+        identity: What ``identify_file`` says of it.
         offset: Where the row starts, in bytes.
         dimension: d.
     """
 
     path: str
     directory: str
+    identity: tuple[int, int]
     offset: int
     dimension: int
 
     def read(self) -> FloatVector:
         """Returns a copy of the row. Raises OSError if the file cannot be read."""
         row: FloatVector = torch.empty(self.dimension).numpy()  # aligned as torch's own memory is
-        with open(self.path, "rb", buffering=0) as file:
+        with self.open("rb") as file:
             read_fully(file, row, self.offset)
         return row
+
+    def open(self, mode: Literal["rb", "r+b"]) -> BinaryIO:
+        """Opens the file. Raises OSError if it cannot be opened, or if there is another file by now."""
+        file = cast(BinaryIO, open(self.path, mode, buffering=0))  # noqa: SIM115 - the caller closes it
+        if identify_file(file) != self.identity:
+            file.close()
+            raise OSError(0, "the file has been closed")
+        return file
 
 
 def read_fully(file: BinaryIO, row: FloatVector, offset: int) -> None:
@@ -55,6 +67,19 @@ def write_fully(file: BinaryIO, row: FloatVector, offset: int) -> None:
     data, written = np.ascontiguousarray(row, dtype=np.float32).view(np.uint8).data, 0
     while written < len(data):
         written += os.pwrite(file.fileno(), data[written:], offset + written)
+
+
+def identify_file(file: BinaryIO) -> tuple[int, int]:
+    """Returns the device and the number of a file there."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino
+
+
+def free_space(file: BinaryIO, offset: int, count: int) -> None:
+    """Frees the space of ``count`` bytes of a file, which are zero afterwards, if the file system can."""
+    fallocate = getattr(ctypes.CDLL(None), "fallocate", None) if sys.platform == "linux" else None
+    if fallocate is not None:
+        fallocate(file.fileno(), PUNCH_HOLE, ctypes.c_longlong(offset), ctypes.c_longlong(count))
 
 
 def name_open_file(file: BinaryIO) -> str | None:
@@ -81,33 +106,33 @@ class RowWriter:
 
     Args:
         places: Where the rows [C, d] go, all of one file.
+
+    Raises:
+        OSError: The file cannot be opened.
     """
 
     def __init__(self, places: Sequence[FileRow]) -> None:
         self._places = tuple(places)
-        with self._explain_errors():
-            self._file = open(places[0].path, "r+b", buffering=0)  # noqa: SIM115 - until ``get``, or an error
+        self._file = places[0].open("r+b")  # until ``get``, or an error
         self._close = weakref.finalize(self, self._file.close)
 
     def put(self, block: slice, part: Tensor) -> None:
-        """Writes a block of columns. Raises RunFailed if the disk is full."""
-        with self._explain_errors():
+        """Writes a block of columns. Raises RunFailed if it cannot be written, as when the disk is full."""
+        try:
             for place, row in zip(self._places, part.cpu().numpy(), strict=True):
                 write_fully(self._file, row, place.offset + 4 * block.start)
+        except OSError as error:
+            raise build_write_error(self._places[0].directory, error) from error
 
     def get(self) -> tuple[FileRow, ...]:
         """Returns the places, after all columns have been written."""
         self._close()
         return self._places
 
-    @contextmanager
-    def _explain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise build_write_error(self._places[0].directory, error) from error
-
 
 def build_write_error(directory: str, error: OSError) -> RunFailed:
     """Builds the error for a client's state that cannot be written."""
-    return RunFailed(f"a client's state cannot be written to {directory}: {error.strerror}")
+    return RunFailed(
+        f"a client's state cannot be written to {directory}: {error.strerror}; set TMPDIR to a directory with more "
+        "room, or execution.state_memory_bytes to what may stay in memory"
+    )

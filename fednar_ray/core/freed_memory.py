@@ -14,7 +14,8 @@ def keep_freed_memory(most: int | None = None, largest: int = LARGEST) -> None:
     the time of a step for vectors of tens of megabytes, and takes a third of it for those of two.
 
     Args:
-        most: How many bytes are kept at most, in a process that does not only train. None: all are kept.
+        most: How many bytes are kept at the end of the heap, in a process that does not only train. None: all are
+            kept. It holds until the process ends, for all of its arrays.
         largest: The size of the largest arrays whose memory is kept, if ``most`` is given.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

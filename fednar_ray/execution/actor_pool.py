@@ -15,6 +15,7 @@ from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.client_names import ClientNames, describe_client
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.file_rows import identify_machine
 from fednar_ray.core.messages import (
     Broadcast,
     ClientMetrics,
@@ -129,9 +130,8 @@ class ActorPool:
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
         """Yields the updates of ``tasks``, in their order; one update for groups of a term that one actor trains."""
-        work = (
-            tasks if self._dedicated or self._limits.call_seconds is not None else join_terms(tasks, len(self._slots))
-        )
+        alone = self._dedicated or self._limits.call_seconds is not None or not self._sends_no_states(tasks)
+        work = tasks if alone else join_terms(tasks, len(self._slots))
         slots = [None if isinstance(item, TermTask) else self._find_own_slot(item) for item in work]
         return self._run(GroupStream("train", broadcast, work, slots, self._policy))
 
@@ -161,6 +161,12 @@ class ActorPool:
             return task.client_ids[0]
         holder = self._holders.get(task.client_ids)
         return holder.index if holder is not None and self._slots[holder.index] is holder else None
+
+    def _sends_no_states(self, tasks: Sequence[GroupTask]) -> bool:
+        """Returns whether calls and answers hold no client states, of which those of a term may be too many at once."""
+        machine = identify_machine()
+        shares = machine is not None and all(slot.info and slot.info.machine == machine for slot in self._slots)
+        return all(task.states is None or (shares and task.places is not None) for task in tasks)
 
     def _run(self, stream: Stream, *, hold: bool = False) -> Iterator[Any]:
         """Sends the calls of a stream and yields their results in dispatch order."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fednar_ray.config import Experiment
+from fednar_ray.core.blocks import LARGE_BYTES
 from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.freed_memory import keep_freed_memory
 from fednar_ray.core.metric_names import SPLITS
@@ -16,7 +17,6 @@ from fednar_ray.experiments.given import Given, add_metrics, name_metrics
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.private_runs import draw_unsaved_key
-from fednar_ray.federated.aggregation import LARGE_BYTES
 from fednar_ray.federated.client_pool import ClientPool
 from fednar_ray.federated.client_states import ClientStates
 from fednar_ray.federated.evaluation import Evaluation

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fednar_ray.algorithms.server_optimizers import RoundAggregate
 from fednar_ray.config import AggregationSettings
+from fednar_ray.core.blocks import LARGE_BYTES
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.flat_params import BufferVector, FloatVector
 from fednar_ray.core.messages import ClientMetrics, GroupUpdate
@@ -20,8 +21,6 @@ Vector = TypeVar("Vector", FloatVector, BufferVector)
 Vectors = tuple[FloatVector, BufferVector | None, Mapping[str, FloatVector]]
 """What ``VectorSums`` adds: an update's weighted Δ, its buffers, and its changes of shared vectors."""
 
-LARGE_BYTES = 2**20
-"""From this size on, a round's vectors are added in terms."""
 TERMS = 4  # few are quick to send and to add; many divide more evenly among actors
 
 
@@ -96,6 +95,7 @@ class RoundSums(ExclusionRecord):
             if self._open is None and self._first is not None:
                 self._open = VectorSums()
                 self._open.add(*self._first)
+                self._first = None  # it may keep memory of the object store
             assert self._open is not None
             self._open.add(*vectors)
         self.metrics.append(update.metrics.copy())

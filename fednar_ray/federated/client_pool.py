@@ -24,7 +24,7 @@ class ClientPool(Protocol):
     """
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
-        """Yields the update of each task."""
+        """Yields the update of each task, or one of several tasks of a term."""
 
     def measure(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[ClientMetrics | ClientsLost]:
         """Trains each task and yields its metrics. The updates are held for ``train`` while there is memory."""

@@ -15,11 +15,17 @@ from typing import BinaryIO
 import numpy as np
 import psutil
 
-from fednar_ray.core.file_rows import FileRow, build_write_error, name_open_file, read_fully, write_fully
+from fednar_ray.core.blocks import LARGE_BYTES
+from fednar_ray.core.file_rows import (
+    FileRow,
+    build_write_error,
+    free_space,
+    identify_file,
+    name_open_file,
+    read_fully,
+    write_fully,
+)
 from fednar_ray.core.flat_params import FloatVector
-
-LARGE_BYTES = 2**20
-"""Rows of this size go to disk at once, unless a budget is given: the kernel keeps them in free memory anyway."""
 
 StoredRow = FloatVector | int
 """A row in memory, or the slot of a row in the file."""
@@ -43,7 +49,7 @@ class ClientStates:
     Args:
         dimension: d.
         memory_bytes: The most memory that rows may take before they are written to a file. None: a tenth of the
-            memory that is free now; nothing for rows of ``LARGE_BYTES``.
+            memory that is free now; nothing for rows of ``LARGE_BYTES``, whose file the kernel keeps in free memory.
         directory: Where the file lies. None: the system's directory for temporary files.
     """
 
@@ -76,7 +82,8 @@ class ClientStates:
     def lend(self) -> FileRow | None:
         """Returns a place to which another process may write a row, to be staged; None if the next row is no file's.
 
-        A place that is not staged before ``commit`` or ``discard`` is given up: someone may still write to it.
+        A place that is not staged before ``commit`` or ``discard`` is given up: someone may still write to it. It takes
+        no space then. Raises RunFailed if the file cannot be created.
         """
         if self._in_memory < self._rows_in_memory:
             return None
@@ -109,13 +116,20 @@ class ClientStates:
             self._rows[client_id], self._versions[client_id] = row, round_index
             if before is not row:
                 self._release(before)
-        self._staged, self._lent = {}, {}
+        self._staged = {}
+        self._give_up_lent()
 
     def discard(self) -> None:
         """Discards the rows that were staged since the last ``commit``."""
         for row in self._staged.values():
             self._release(row)
-        self._staged, self._lent = {}, {}
+        self._staged = {}
+        self._give_up_lent()
+
+    def _give_up_lent(self) -> None:
+        for slot in self._lent.values():
+            self._file.give_up(slot)
+        self._lent = {}
 
     def _release(self, row: StoredRow | None) -> None:
         if isinstance(row, int):
@@ -182,13 +196,25 @@ class _RowFile:
             path = name_open_file(self._open())
         except OSError as error:
             raise build_write_error(self._directory, error) from error
-        return None if path is None else FileRow(path, self._directory, slot * self._row_bytes, self._row_bytes // 4)
+        if path is None:
+            return None
+        return FileRow(
+            path=path,
+            directory=self._directory,
+            identity=identify_file(self._open()),
+            offset=slot * self._row_bytes,
+            dimension=self._row_bytes // 4,
+        )
 
     def _open(self) -> BinaryIO:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115 - as long as we
             weakref.finalize(self, self._file.close)
         return self._file
+
+    def give_up(self, slot: int) -> None:
+        """Frees a slot's space on the disk. The slot is never used again."""
+        free_space(self._open(), slot * self._row_bytes, self._row_bytes)
 
     def free(self, slot: int) -> None:
         """Marks a slot as free once no view pins it."""

@@ -3,7 +3,7 @@
 One client goes through plain autograd, several go through ``torch.func.vmap``, traced once per batch shape.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -60,13 +60,13 @@ class SingleGradient:
         self._missing: set[str] = set()  # the parameters without a gradient in this step, so far
         for name, parameter in zip(layout.names, trainable(self.module), strict=True):
             parameter.data, parameter.grad = values[name], None
-            hook = partial(self._collect, name)
+            hook = partial(_collect_gradient, name, self._grads, self._missing)
             parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
         """Returns the gradient [1, d], in memory that the next call overwrites, and the loss [1]."""
         x, y = plan.unpadded_batch(step)
-        self._missing = set(self._grads)
+        self._missing.update(self._grads)
         with torch.enable_grad(), nullcontext() if plan.keys is None else AddressedDraws(plan.keys[step]):
             with autocast(self._precision, x.device):
                 outputs = self.module(x)
@@ -76,15 +76,24 @@ class SingleGradient:
             self._grads[name].zero_()
         return self._grad, loss.detach().view(1)
 
-    def _collect(self, name: str, parameter: Tensor) -> None:
-        """Takes a parameter's gradient; a part of it, if autograd runs in several parts, as with checkpoints."""
-        assert parameter.grad is not None
-        if name in self._missing:
-            self._missing.remove(name)
-            self._grads[name].copy_(parameter.grad)
-        else:
-            self._grads[name].add_(parameter.grad)
-        parameter.grad = None
+
+def _collect_gradient(name: str, places: Mapping[str, Tensor], missing: set[str], parameter: Tensor) -> None:
+    """Moves a parameter's gradient to its place; a part of it, if autograd runs in several parts, as with checkpoints.
+
+    Args:
+        name: The parameter's name.
+        places: Where gradients go, by name.
+        missing: The names of those that have none yet in this step.
+        parameter: The parameter.
+    """
+    grad, parameter.grad = parameter.grad, None
+    assert grad is not None
+    grad = grad.to_dense() if grad.is_sparse else grad
+    if name in missing:
+        missing.remove(name)
+        places[name].copy_(grad)
+    else:
+        places[name].add_(grad)
 
 
 class GroupGradient:

@@ -57,6 +57,8 @@ def build_update(
             local = trained.local_round.cut(block)
             new = correction.next_state(local, part, steps)
             new = new if mask is None else new.where(mask, local.state)  # then its change is 0
+            if new.untyped_storage().data_ptr() == delta.untyped_storage().data_ptr():
+                new = new.clone()  # the next client group trains in this memory
             states.put(block, new)
             for name, vector in correction.shared.items():
                 changes[name].put(block, examples @ vector.change(local, new))
@@ -76,6 +78,8 @@ def _join(before: GroupUpdate, update: GroupUpdate) -> GroupUpdate:
     """Returns one update of two, of which the second has been added to the vectors of the first."""
     assert update.rows is None
     old, new = before.weighted_buffers, update.weighted_buffers
+    if old is not None and new is not None and old.shape != new.shape:
+        raise ValueError(f"buffers {list(new.shape)} after {list(old.shape)}")
     return replace(
         update,
         metrics=before.metrics.followed_by(update.metrics),

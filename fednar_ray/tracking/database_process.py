@@ -19,8 +19,8 @@ from typing import ClassVar, Self
 from fednar_ray.core.store_uris import TRACKING_VARIABLE, is_database
 
 SERVE = "from fednar_ray.tracking.database_server import serve; serve()"
-MetricValues = tuple[str, float, int, int]
-"""A metric's name, value, time in milliseconds and step."""
+MetricValues = tuple[str, float, int, int, str | None, str | None, str | None]
+"""A metric's name, value, time in milliseconds, step, and its model's id, its data set's name and that one's digest."""
 
 
 class DatabaseProcess:
@@ -84,8 +84,12 @@ class DatabaseProcess:
         with self._lock:
             if not self._check_ready():
                 return False
-            self._write([uri, run_id, metrics, params, tags])
-            return self._read() is True
+            try:
+                self._write([uri, run_id, metrics, params, tags])
+                return self._read() is True
+            except BaseException:
+                self._has_ended = True  # an answer that nobody has read would be taken for that of the next call
+                raise
 
     def _check_ready(self) -> bool:
         """Returns whether the process can be called. It says so once, after it has opened the database."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -139,19 +140,24 @@ class _Client(MlflowClient):  # type: ignore[misc]
     """MLflow's client, which lets a ``DatabaseProcess`` store batches if there is one."""
 
     def log_batch(
-        self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
-    ) -> None:
+        self,
+        run_id: str,
+        metrics: Sequence[Metric] = (),
+        params: Sequence[Param] = (),
+        tags: Sequence[RunTag] = (),
+        synchronous: bool | None = None,
+    ) -> Any:
         """Stores a batch. What the other process has not stored is stored here, or raises here."""
         process = DatabaseProcess.current
         if process is not None and process.log_batch(
             self.tracking_uri,
             run_id,
-            [(each.key, each.value, each.timestamp, each.step) for each in metrics],
+            [(m.key, m.value, m.timestamp, m.step, m.model_id, m.dataset_name, m.dataset_digest) for m in metrics],
             {each.key: each.value for each in params},
             {each.key: each.value for each in tags},
         ):
-            return
-        super().log_batch(run_id, metrics, params, tags)
+            return None
+        return super().log_batch(run_id, metrics, params, tags, synchronous)
 
 
 def _check_id(of: str, answered: object) -> str:

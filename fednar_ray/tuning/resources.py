@@ -7,6 +7,7 @@ from typing import Any
 from ray.tune import PlacementGroupFactory
 
 from fednar_ray.config import ExecutionSettings, Experiment
+from fednar_ray.core.blocks import LARGE_BYTES
 from fednar_ray.core.errors import CapacityError, ConfigError
 from fednar_ray.execution.capacity import reserve
 from fednar_ray.execution.session import RaySession
@@ -137,14 +138,14 @@ def _measure_matrix(prepared: Prepared, *, gpus: float) -> TrialMatrix:
 
 
 def _count_state_bytes(prepared: Prepared) -> int:
-    """Returns the memory of all clients' states, unless the experiment limits it; the others are on disk."""
+    """Returns the memory of all clients' states, as far as they are not on disk (``ClientStates``)."""
     if prepared.algorithm.client.next_state is None:
         return 0
-    states, most = (
-        prepared.federation.num_clients * prepared.model_bytes,
-        prepared.experiment.execution.state_memory_bytes,
-    )
-    return states if most == "auto" else min(states, most)
+    states = prepared.federation.num_clients * prepared.model_bytes
+    most = prepared.experiment.execution.state_memory_bytes
+    if most == "auto":
+        return 0 if prepared.model_bytes >= LARGE_BYTES else states
+    return min(states, most)
 
 
 def _plan_actors(

@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,13 @@ from fednar_ray.algorithms.client_corrections import (
     proximal,
 )
 from fednar_ray.algorithms.regularizers import REGULARIZERS
-from fednar_ray.core.blocks import BLOCK, cut_columns
-from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.blocks import BLOCK, LARGE_BYTES, cut_columns
 from fednar_ray.core.file_rows import FileRow
 from fednar_ray.core.flat_params import FloatVector, flatten
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate, TermTask
 from fednar_ray.core.schedules import RoundScalars, Workload
 from fednar_ray.execution.dispatch import join_terms
-from fednar_ray.federated.aggregation import LARGE_BYTES, TERMS, RoundSums, number_terms
+from fednar_ray.federated.aggregation import TERMS, RoundSums, number_terms
 from fednar_ray.federated.client_states import ClientStates
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.local_steps import build_correction
@@ -225,6 +225,19 @@ def test_a_place_that_was_lent_in_vain_is_never_used_again(tmp_path: Path) -> No
         states.stage(2, lost)
 
 
+def test_places_that_are_given_up_take_no_space(tmp_path: Path) -> None:
+    dimension = 2**18
+    states = ClientStates(dimension, 0, tmp_path)
+    for round_index in range(8):
+        place = states.lend()
+        assert place is not None
+        write_from_elsewhere(place, np.ones(dimension, dtype=np.float32))
+        states.restore(0, np.full(dimension, round_index, dtype=np.float32), round_index)
+        with place.open("rb") as file:
+            assert os.fstat(file.fileno()).st_blocks * 512 <= 3 * 4 * dimension  # two rows, and what was lent now
+    assert states.get(0)[-1] == 7  # type: ignore[index]
+
+
 def test_rows_in_memory_have_no_place() -> None:
     states = ClientStates(5, 10**6)
     states.restore(0, draw_vector(5, 0), 0)
@@ -243,10 +256,45 @@ def test_large_rows_go_to_a_file_at_once(tmp_path: Path) -> None:
     assert isinstance(states.locate(0), np.ndarray)
 
 
-def test_a_place_in_a_file_that_is_gone_ends_the_run(tmp_path: Path) -> None:
-    place = FileRow(str(tmp_path / "gone"), str(tmp_path), 0, 5)
-    with pytest.raises(RunFailed, match=f"a client's state cannot be written to {tmp_path}: No such file"):
+def test_another_file_of_the_same_descriptor_is_not_written_to(tmp_path: Path) -> None:
+    states = ClientStates(5, 0, tmp_path)
+    place = states.lend()
+    assert place is not None
+    other = (tmp_path / "other").open("w+b")
+    os.dup2(other.fileno(), int(place.path.rpartition("/")[2]))  # the descriptor is that of another file by now
+    with pytest.raises(OSError, match="the file has been closed"):
         write_from_elsewhere(place, draw_vector(5, 0))
+    with pytest.raises(OSError, match="the file has been closed"):
+        place.read()
+    other.close()
+    assert (tmp_path / "other").stat().st_size == 0
+
+
+def test_a_state_that_is_the_update_itself_is_copied() -> None:
+    last_update = ClientCorrection(lambda _: lambda grad, params: grad, lambda r, delta, steps: delta)
+    model = build_wide_model(5)
+    trainer = GroupTrainer(build_plan(model, last_update), build_small_federation(SIZES).shards, CPU)
+    broadcast = build_round(model, last_update)
+    tasks = [GroupTask(client_ids=(i,), states=(None,), term=0) for i in range(3)]
+    wanted = [trainer.train(broadcast, task).weighted_delta / SIZES[task.client_ids[0]] for task in tasks]
+    states = trainer.train_term(broadcast, TermTask(groups=tuple(tasks))).states
+    np.testing.assert_allclose(np.stack(states), np.stack(wanted), rtol=1e-5)  # type: ignore[arg-type]
+
+
+class Sparse(nn.Module):
+    """Looks its inputs' signs up in a table, whose gradient is sparse if wanted."""
+
+    def __init__(self, is_sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(3, 3, sparse=is_sparse)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table((x[:, 0] > 0).long())
+
+
+def test_sparse_gradients_train_as_dense_ones() -> None:
+    np.testing.assert_allclose(train_alone(Sparse(True), 3), train_alone(Sparse(False), 3), rtol=1e-6)
 
 
 class Sometimes(nn.Module):

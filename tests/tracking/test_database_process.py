@@ -93,6 +93,11 @@ def test_clients_store_through_the_process_what_it_can_store(
     assert answers == [True, False, True]
     data = client.get_run(run_id).data
     assert (data.metrics, data.params, data.tags["b"]) == ({"loss": 0.25}, {"a": "1"}, "2")
+    model = client.create_logged_model(client.get_run(run_id).info.experiment_id, source_run_id=run_id)
+    client.log_batch(run_id, [Metric("loss", 0.125, 9, 3, model.model_id, "digits", "5e1f")])
+    assert answers[3:] == [True]
+    (linked,) = client.get_logged_model(model.model_id).metrics
+    assert (linked.value, linked.step, linked.dataset_name, linked.dataset_digest) == (0.125, 3, "digits", "5e1f")
 
 
 def test_batches_for_another_store_are_not_stored_in_this_one(
