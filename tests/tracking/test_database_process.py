@@ -127,9 +127,14 @@ def test_the_process_survives_an_interrupt_of_its_parent_and_ends_with_it(number
     command = [sys.executable, "-c", PARENT, uri]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as parent:
         assert parent.stdout is not None
-        parent.stdout.readline()
-        (child,) = find_children(parent.pid)
-        os.killpg(parent.pid, number)
+        try:
+            parent.stdout.readline()
+            # a process that has just been started has no command line for a moment
+            (child,) = wait_for(lambda: find_children(parent.pid), "the process")
+            os.killpg(parent.pid, number)
+        except BaseException:
+            parent.kill()
+            raise
     psutil.wait_procs([child], timeout=60)
     assert not child.is_running()
     with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:  # it has created all of it
