@@ -64,7 +64,7 @@ class GroupTask:
         return self._part(slice(middle)), self._part(slice(middle, None))
 
     def without_files(self) -> "GroupTask":
-        """Returns the task for a process that cannot open the driver's files."""
+        """Returns the task for a process that cannot open the driver's files. Raises OSError if they cannot be read."""
         read = (state.read() if isinstance(state, FileRow) else state for state in self.states or ())
         return replace(self, states=None if self.states is None else tuple(read), places=None)
 

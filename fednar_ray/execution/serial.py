@@ -37,7 +37,7 @@ Trained = TypeVar("Trained", GroupUpdate, ClientMetrics, MaskedUpdate | Withheld
 
 
 class SerialPool:
-    """Trains and scores in this process, without Ray: that of the driver, or that of a pack.
+    """Trains and scores in this process, without Ray: that of the driver, of a trial, or of a pack of trials.
 
     A process that cannot use its GPU any more must end. So its methods raise DeviceError then, and retry nothing.
 
@@ -128,7 +128,7 @@ class SerialPool:
             return
 
     def _check_process(self, error: Exception) -> None:
-        """Raises what ends this process: its GPU has failed, or it has too little memory for all of its runs."""
+        """Raises what no retry can mend: the GPU has failed, or there is too little memory for all runs of this process."""
         check_device_works(error)
         if self.has_neighbors and is_of_memory(error):
             raise error
