@@ -128,7 +128,7 @@ class SerialPool:
             return
 
     def _check_process(self, error: Exception) -> None:
-        """Raises what no retry can mend: the GPU has failed, or there is too little memory for all runs of this process."""
+        """Raises what no retry can mend: the GPU has failed, or memory is too small for all runs of this process."""
         check_device_works(error)
         if self.has_neighbors and is_of_memory(error):
             raise error
