@@ -46,7 +46,7 @@ class Columns:
             self._values[..., block] = part
 
     def get(self) -> FloatVector:
-        """Returns all columns."""
+        """Returns what the blocks have made, [..., d]."""
         assert self._values is not None
         array: FloatVector = self._values.numpy()
         return array

@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import BinaryIO, Literal, cast
 
 import numpy as np
@@ -87,6 +88,7 @@ def name_open_file(file: BinaryIO) -> str | None:
     return f"/proc/{os.getpid()}/fd/{file.fileno()}" if sys.platform == "linux" else None
 
 
+@cache
 def identify_machine() -> str | None:
     """Returns a text that is equal in processes that can open each other's files; None where they cannot.
 

@@ -86,7 +86,7 @@ class RoundSums(ExclusionRecord):
     _open: VectorSums | None = None  # the sums of that term, if it has more than one update
 
     def add(self, update: GroupUpdate) -> None:
-        """Adds an update."""
+        """Adds an update to the sums of its term. Updates of one term must follow each other."""
         vectors = update.weighted_delta, update.weighted_buffers, update.shared_changes
         if update.term is None or update.term != self._term:
             self._end_term()

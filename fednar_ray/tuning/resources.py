@@ -49,7 +49,7 @@ class TrialMatrix:
 
     @property
     def host_bytes(self) -> float:
-        """Memory of the process."""
+        """What one federation takes of the node's memory, in bytes, at most."""
         return self.state_bytes + (self.client_bytes if self.gpus else self.device_bytes)
 
 
