@@ -4,6 +4,7 @@ from fednar_ray.config.algorithm import PRESET_SETTINGS, AnyAlgorithm, read_algo
 from fednar_ray.config.comparison import CompareSettings
 from fednar_ray.config.data import SOURCE_SETTINGS, AnyData, read_data
 from fednar_ray.config.document import Document, build_variant
+from fednar_ray.config.domain import Domain
 from fednar_ray.config.dotted_keys import flatten_chosen_settings, flatten_settings
 from fednar_ray.config.execution import ExecutionSettings, SiloSettings
 from fednar_ray.config.experiment import Experiment
@@ -21,7 +22,7 @@ from fednar_ray.config.paths import is_relative
 from fednar_ray.config.privacy import PrivacySettings
 from fednar_ray.config.recording import CheckpointSettings
 from fednar_ray.config.robustness import AggregationSettings, AttackSettings, AvailabilitySettings, ScreeningSettings
-from fednar_ray.config.search import Domain, SearchSettings
+from fednar_ray.config.search import SearchSettings
 from fednar_ray.config.secure_aggregation import SecureAggregationSettings
 from fednar_ray.config.source_base import TASK_NAMES, DataSettings, PartitionSettings
 
