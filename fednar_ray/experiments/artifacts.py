@@ -21,7 +21,7 @@ from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.experiments.alerts import Alert
 from fednar_ray.experiments.model_shape import count_outputs
 from fednar_ray.experiments.placement import ExecutionPlan
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.plots import draw_curves
 from fednar_ray.report.run_page import build_run_page

@@ -6,7 +6,7 @@ from fednar_ray.core.callbacks import RoundCallback, RunInfo
 from fednar_ray.core.errors import ConfigError
 from fednar_ray.core.metric_names import SPLITS
 from fednar_ray.execution.pickling import copy_by_pickling
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.federated.evaluation import list_metric_names
 
 CallbackSource = RoundCallback | Callable[[], RoundCallback]

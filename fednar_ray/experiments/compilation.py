@@ -12,7 +12,7 @@ from fednar_ray.core.errors import CompilationFailed, first_line
 from fednar_ray.core.stages import announce
 from fednar_ray.data.batches import GroupShape, compute_padded_batch_size
 from fednar_ray.data.examples import Examples, Shards
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.compiler import find_compiler_problem
 from fednar_ray.federated.vectorization import CPU, even_out, is_compiling_worthwhile

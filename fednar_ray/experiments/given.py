@@ -12,7 +12,8 @@ from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.execution.pickling import check_model_is_picklable, check_object_is_picklable
 from fednar_ray.experiments.callbacks import CallbackSource, build_callbacks, iter_numbered
-from fednar_ray.experiments.prepare import Prepared, load_experiment_data, prepare
+from fednar_ray.experiments.prepare import load_experiment_data, prepare
+from fednar_ray.experiments.prepared import Prepared
 
 if TYPE_CHECKING:  # a run in this process imports no Ray
     from fednar_ray.execution.session import RaySession

@@ -15,7 +15,7 @@ from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.experiments.given import Given, add_metrics, name_metrics
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.experiments.private_runs import draw_unsaved_key
 from fednar_ray.federated.client_pool import ClientPool
 from fednar_ray.federated.client_states import ClientStates

@@ -11,7 +11,8 @@ from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.experiments.given import Given
 from fednar_ray.experiments.placement import CPU_DEVICE, SerialTrainer
-from fednar_ray.experiments.prepare import Prepared, adapt
+from fednar_ray.experiments.prepare import adapt
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.collection import RoundStart, start_round
 from fednar_ray.federated.round_plan import RoundPlan

@@ -19,7 +19,8 @@ from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.silos import plan_silos
 from fednar_ray.experiments.compilation import decide_compilation
-from fednar_ray.experiments.prepare import Prepared, check_model_and_algorithm
+from fednar_ray.experiments.prepare import check_model_and_algorithm
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Resident, Scorer
 from fednar_ray.federated.vectorization import CPU, GPU, choose_group_size

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -11,40 +11,32 @@ import torch
 from torch import Tensor, nn
 
 from fednar_ray.algorithms.presets import Algorithm, build_algorithm
-from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.config import Experiment
 from fednar_ray.config.algorithm import OwnAlgorithmSettings
 from fednar_ray.config.tables import FolderSettings
 from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
-from fednar_ray.core.metric_names import choose_primary, find_primary_problem
+from fednar_ray.core.metric_names import find_primary_problem
 from fednar_ray.core.module_state import copy_model
 from fednar_ray.core.stages import announce
-from fednar_ray.data.batches import GroupShape
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.data.files import load_file_federation, load_silo_federation
 from fednar_ray.data.loading import load_federation
 from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.experiments.model_shape import build_experiment_model
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.experiments.private_examples import ALONE_BECAUSE, build_example_privacy
 from fednar_ray.experiments.private_runs import build_privacy
 from fednar_ray.experiments.sampling import build_availability, check_sampling
 from fednar_ray.experiments.secure_checks import check_secure_aggregation
-from fednar_ray.federated.attacks import draw_attack_factors
-from fednar_ray.federated.client_sampling import Availability
 from fednar_ray.federated.model_traits import ModelTraits, probe
 from fednar_ray.federated.own_metrics import OwnMetric, load_own_metrics
 from fednar_ray.federated.single_examples import check_single_example_batches
-from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.models.lazy import initialize_lazy_layers
 from fednar_ray.models.losses import build_task, compute_class_weights
 from fednar_ray.models.tasks import Task
-from fednar_ray.privacy.examples import ExamplePrivacy
-from fednar_ray.privacy.keys import NoiseKey
-from fednar_ray.privacy.mechanism import ClientPrivacy
-from fednar_ray.secure.plan import SecurePlan
 
 if TYPE_CHECKING:  # a run in this process imports no Ray
     from fednar_ray.execution.session import RaySession
@@ -52,97 +44,6 @@ if TYPE_CHECKING:  # a run in this process imports no Ray
 log = logging.getLogger("fednar_ray")
 
 MISSING_DATA = "data: missing; set a data section, or pass federation="
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """An experiment with its data and model, which fit each other."""
-
-    experiment: Experiment
-    algorithm: Algorithm
-    federation: FederatedData
-    model: nn.Module
-    traits: ModelTraits
-    availability: Availability
-    task: Task
-    own_metrics: tuple[OwnMetric, ...]
-    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # of metrics that cannot be imported
-    privacy: ClientPrivacy | None = None  # None: clients are not protected
-    examples: ExamplePrivacy | None = None  # None: single examples are not protected
-
-    @property
-    def key(self) -> NoiseKey | None:
-        """Where noise comes from; None: nothing is noised, or a secret run has not been given its key yet."""
-        return next((each.key for each in (self.privacy, self.examples) if each is not None), None)
-
-    def with_key(self, key: NoiseKey) -> "Prepared":
-        """Returns the same with the key of its noise."""
-        privacy = None if self.privacy is None else self.privacy.with_key(key)
-        return replace(self, privacy=privacy, examples=None if self.examples is None else self.examples.with_key(key))
-
-    @property
-    def primary(self) -> str:
-        """The metric that counts, without its split."""
-        return choose_primary_metric(self.experiment, self.federation)
-
-    def digest_data(self) -> str:
-        """Returns a digest of the clients' examples; of private clients one that only the run's own key can compute."""
-        digest = self.federation.digest()
-        return digest if self.key is None else self.key.seal(digest)
-
-    @property
-    def model_bytes(self) -> int:
-        """Size of the parameters, 4·d."""
-        return 4 * ParameterLayout.of(self.model).dimension
-
-    @property
-    def clients_per_round(self) -> int:
-        """|S|, the number of clients per round; of Poisson samples, that on average, if all clients had examples; of an
-        explicit schedule, the largest number that a round names."""
-        settings = self.experiment.federation
-        if settings.participation is not None:
-            return max(len(ids) for ids in settings.participation)
-        if settings.clients_per_round is None and settings.sampling == "poisson":
-            return self.federation.num_clients  # each takes part for certain
-        return settings.clients_per_round or int((self.federation.shards.sizes > 0).sum())
-
-    def build_training_plan(self, program: GroupShape | None = None) -> TrainingPlan:
-        """Builds what every trainer of this run needs. ``program`` is the shape of compiled steps, if there are any."""
-        clients, seed = self.federation.num_clients, self.experiment.seed
-        return TrainingPlan(
-            model=self.model,
-            correction=self.algorithm.client,
-            regularizer=REGULARIZERS[self.experiment.regularizer.name],
-            weighted=self.algorithm.weighted,
-            workload=self.experiment.federation.workload,
-            seed=seed,
-            changed_buffers=self.traits.changed_buffers,
-            attack_factors=draw_attack_factors(self.experiment.attacks, clients, seed),
-            task=self.task,
-            addressed=self.traits.addressed,
-            program=program,
-            precision=self.experiment.execution.precision,
-            secure=self.build_secure_plan(),
-            examples=None if self.examples is None else self.examples.for_training(),
-        )
-
-    def build_secure_plan(self, run: str = "") -> SecurePlan | None:
-        """Builds what the clients agree on who mask their updates, for a run of this name; None if they do not."""
-        settings, federation = self.experiment.secure_aggregation, self.experiment.federation
-        if settings is None:
-            return None
-        private = None if self.privacy is None else self.privacy.settings.bound
-        return SecurePlan(
-            run=run,
-            seed=self.experiment.seed,
-            threshold=settings.threshold,
-            bits=settings.bits,
-            clip=settings.clip if private is None else private.norm,
-            steps=federation.local_steps if self.experiment.regularizer.name == "fednar" else None,
-            most_examples=settings.max_examples or int(self.federation.shards.sizes.max()),
-            weighted=self.algorithm.weighted,
-            directory=settings.directory,
-        )
 
 
 def prepare(
@@ -211,15 +112,6 @@ def _restrict(traits: ModelTraits, experiment: Experiment) -> ModelTraits:
     """Returns the traits of a model whose clients train one by one if their single examples are protected."""
     protected = experiment.privacy is not None and experiment.privacy.examples is not None
     return replace(traits, alone_because=ALONE_BECAUSE) if protected else traits
-
-
-def choose_primary_metric(experiment: Experiment, federation: FederatedData) -> str:
-    """Returns the metric that counts, without its split: the experiment's own choice, or the default of the task."""
-    if experiment.privacy is None or federation.task != "binary":
-        counts = federation.label_counts().sum(axis=0)
-    else:  # the counts of training labels are private
-        counts = np.bincount(federation.test.y.astype(np.int64), minlength=2)
-    return experiment.evaluation.primary or choose_primary(federation.task, counts)
 
 
 def _build_algorithm(experiment: Experiment) -> Algorithm:

@@ -16,7 +16,7 @@ from fednar_ray.privacy.keys import build_public_key, draw_key, find_key_file, l
 from fednar_ray.privacy.mechanism import ClientPrivacy
 
 if TYPE_CHECKING:
-    from fednar_ray.experiments.prepare import Prepared
+    from fednar_ray.experiments.prepared import Prepared
 
 
 def build_privacy(

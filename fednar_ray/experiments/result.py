@@ -20,7 +20,7 @@ from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
 from fednar_ray.experiments.iter_rounds import build_initial_state
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.experiments.run_start import ResumedRun
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.report.chart import describe_files, render_card

@@ -10,7 +10,7 @@ import torch
 from fednar_ray.core.counting import format_count
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.experiments.placement import ExecutionPlan
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.report.facts import SHOWN_CLIENTS, RunFacts
 from fednar_ray.tracking.origin import find_command, find_version
 

@@ -16,7 +16,7 @@ from fednar_ray.core.errors import ConfigError
 from fednar_ray.core.stages import announce
 from fednar_ray.experiments.checkpoint_contents import check_fits
 from fednar_ray.experiments.iter_rounds import build_initial_state
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.experiments.resume import Resumption
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import Journal

@@ -15,7 +15,7 @@ from fednar_ray.experiments.alerts.callback import AlertCallback
 from fednar_ray.experiments.artifacts import log_client_names, log_inputs
 from fednar_ray.experiments.checkpoint_callback import CheckpointCallback
 from fednar_ray.experiments.placement import ExecutionPlan
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.experiments.private_runs import get_key_name
 from fednar_ray.experiments.result import Result, build_final_model
 from fednar_ray.experiments.run_start import RunIdentity, RunStart

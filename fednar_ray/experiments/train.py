@@ -15,7 +15,7 @@ from fednar_ray.experiments.callbacks import prepare_callbacks
 from fednar_ray.experiments.iter_rounds import build_round_plan, train_rounds
 from fednar_ray.experiments.pack_member import PackMember
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.experiments.private_runs import open_key
 from fednar_ray.experiments.result import Result, load_result
 from fednar_ray.experiments.resume import Resumption

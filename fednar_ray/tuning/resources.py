@@ -13,7 +13,7 @@ from fednar_ray.execution.capacity import reserve
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.placement import plan_execution, resolve_group_size
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 
 VECTORS_PER_CLIENT = 8  # copies of the parameters that a row of the matrix takes: x, g, v, Δ and what is on its way
 Bundle = Mapping[str, float]

@@ -6,7 +6,7 @@ from fednar_ray.core.callbacks import CallbackList
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.experiments.callbacks import prepare_callbacks
 from fednar_ray.experiments.given import Given
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 
 TRIAL_SPLITS = ("validation",)  # a trial is not evaluated on the test set
 

@@ -14,7 +14,8 @@ from fednar_ray.config import Experiment
 from fednar_ray.core.flat_params import flatten
 from fednar_ray.core.messages import Broadcast, GroupTask
 from fednar_ray.data.federation import Federation
-from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.model_traits import ModelTraits
 from fednar_ray.federated.vectorization import StepCosts

@@ -19,7 +19,8 @@ from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import ExecutionPlan, SerialTrainer, plan_in_this_process
-from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.federated.server_state import FederationState
 
 MEASURED_SECONDS = 4.0

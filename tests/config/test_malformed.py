@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 import fednar_ray as fr
 from fednar_ray.config import load_document
 from fednar_ray.core.errors import format_text
-from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.prepared import Prepared
 from tests.support.drawn import draw
 from tests.support.processes import finish, start_fednar
 

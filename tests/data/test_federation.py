@@ -15,7 +15,8 @@ from fednar_ray.core.flat_params import flatten
 from fednar_ray.data.files import load_file_federation
 from fednar_ray.data.loading import load_federation
 from fednar_ray.data.sources import load_digits
-from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.prepared import Prepared
 from tests.conftest import build_small_federation
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)

@@ -16,7 +16,8 @@ from fednar_ray.core.private_metrics import describe_spending
 from fednar_ray.experiments.given import NOTHING_GIVEN
 from fednar_ray.experiments.pack_member import build_shared_preparation
 from fednar_ray.experiments.placement import resolve_group_size
-from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.experiments.resume import _find_problem
 from fednar_ray.privacy.keys import build_public_key
 from tests.support.stores import create_store

@@ -18,7 +18,8 @@ from fednar_ray.core.timing import DURATIONS, Phases
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.experiments.iter_rounds import build_initial_state, build_round_plan
 from fednar_ray.experiments.placement import open_pool, plan_execution
-from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.federated.collection import RoundStart, start_round
 from fednar_ray.federated.masked_vector import decode_sum, encode_update
 from fednar_ray.federated.secure_round import SecureSums, train_securely

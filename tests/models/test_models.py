@@ -17,7 +17,8 @@ from fednar_ray.config.loading import parse_document
 from fednar_ray.config.model import MODEL_SETTINGS
 from fednar_ray.core.errors import ModelError
 from fednar_ray.core.flat_params import ParameterLayout, flatten
-from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.models import build_model
 
 

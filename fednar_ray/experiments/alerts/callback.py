@@ -11,7 +11,7 @@ from fednar_ray.core.errors import RoundAborted, RunFailed
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.experiments.alerts import Alert, AlertMonitor, ChanceLevel
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.tracking.tags import ALERT_TAG_PREFIX, ALERTS_TAG
 from fednar_ray.tracking.tracker import RunTracker
 

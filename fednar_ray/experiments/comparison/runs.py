@@ -20,7 +20,7 @@ from fednar_ray.experiments.fixed_execution import fix_execution
 from fednar_ray.experiments.given import Given
 from fednar_ray.experiments.pack_member import PackMember, build_shared_preparation
 from fednar_ray.experiments.placement import ExecutionPlan
-from fednar_ray.experiments.prepare import choose_primary_metric
+from fednar_ray.experiments.prepared import choose_primary_metric
 from fednar_ray.experiments.result import Result
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.train import train

@@ -5,7 +5,7 @@ import logging
 from fednar_ray.config import CompareSettings
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.placement import resolve_group_size
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepared import Prepared
 from fednar_ray.federated.pack_trainer import MATRIX_ROWS
 
 log = logging.getLogger("fednar_ray")
