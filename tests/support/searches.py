@@ -1,6 +1,8 @@
 """Real searches for tests: their files, and what two of them have in common."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import yaml
 import fednar_ray as fr
 from fednar_ray.config import Document
 from fednar_ray.config.loading import parse_document
+from fednar_ray.tuning import final_runs, search_result
 from fednar_ray.tuning.search import SearchResult
 from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.strategy import build_space
@@ -53,6 +56,20 @@ def show_nothing(status: SearchStatus) -> None:
     """Shows nothing."""
 
 
+@contextmanager
+def draw_no_pages(*, report: bool = False) -> Iterator[None]:
+    """Lets searches draw no pages of their final runs, nor a report: this takes most of the time of a small search.
+
+    Args:
+        report: Whether the report is drawn nevertheless.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(final_runs, "train", partial(final_runs.train, with_page=False))
+        if not report:
+            patch.setattr(search_result, "_write_report", lambda table: None)
+        yield
+
+
 def list_outcomes(result: SearchResult) -> list[tuple[Any, ...]]:
     """Returns what two searches with the same seed have in common: values, status, rounds and metric of each trial."""
     return sorted((sorted(e.values.items()), e.status, e.rounds, e.value) for e in result.trials)
@@ -85,7 +102,7 @@ def train_alone(document: Document, points: Iterable[Mapping[str, Any]]) -> list
 
 OPTUNA = {
     "algorithm": "optuna",
-    "trials": 12,
+    "trials": 11,  # one more than are drawn at random
     "scheduler": {"name": "asha", "grace_rounds": 2, "reduction": 2},
     "space": {RATE: {"loguniform": [0.001, 1.0]}, DECAY: {"loguniform": [1e-4, 0.3]}},
 }

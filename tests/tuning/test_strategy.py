@@ -29,6 +29,7 @@ from tests.support.searches import (
     RATE,
     SEARCH_ROUNDS,
     build_search,
+    draw_no_pages,
     draw_values,
     list_outcomes,
     show_nothing,
@@ -52,13 +53,15 @@ def test_asha_saves_rounds_and_sequential_trials_repeat_exactly(uri: str, sessio
     client = MlflowClient(uri)
     run = client.get_run(stopped[0].run_id)
     assert (run.info.status, run.data.tags["fednar.status"]) == ("FINISHED", STOPPED)
-    second = start_search(build_search(uri, {**OPTUNA, "name": "second"}), session, show_nothing)
+    with draw_no_pages():
+        second = start_search(build_search(uri, {**OPTUNA, "name": "second"}), session, show_nothing)
     assert list_outcomes(second) == list_outcomes(first)
-    warm = {**OPTUNA, "warm_start": {"search": "first", "points": 2}, "scheduler": "none", "trials": 4, "seed": 1}
-    third = start_search(build_search(uri, {**warm, "name": "third"}), session, show_nothing)
+    warm = {**OPTUNA, "warm_start": {"search": "first", "points": 2}, "scheduler": "none", "trials": 3, "seed": 1}
+    with draw_no_pages():
+        third = start_search(build_search(uri, {**warm, "name": "third"}), session, show_nothing)
     rates, before = ({entry.values[RATE] for entry in result.trials} for result in (third, first))
     assert rates & before == {entry.values[RATE] for entry in first.trials[:2]}
-    assert len(rates - before) == 2  # another seed draws other values
+    assert len(rates - before) == 1  # another seed draws another value
 
 
 @pytest.mark.usefixtures("searches")
@@ -67,7 +70,8 @@ def test_concurrent_random_trials_equal_runs_alone_and_report_the_mean_over_seed
 ) -> None:
     search = {**OPTUNA, "algorithm": "random", "concurrent": 2, "trials": 3, "scheduler": "none", "seeds": 2}
     document = build_search(uri, search)
-    result = start_search(document, session, show_nothing)
+    with draw_no_pages(report=True):
+        result = start_search(document, session, show_nothing)
     assert list_outcomes(result) == train_alone(document, draw_values(document))
     entry = result.trials[0]
     single = [list(fr.iter_rounds(document.build_variant({**entry.values, "seed": seed}))) for seed in (0, 1)]
@@ -116,7 +120,8 @@ def test_pbt_copies_federations_and_its_best_file_repeats_the_result(uri: str, s
 def test_other_schedulers_run(scheduler: str, uri: str, session: fr.RaySession) -> None:
     settings = {"name": "median", "grace_rounds": 2} if scheduler == "median" else {"name": "hyperband", "reduction": 2}
     search = {**OPTUNA, "algorithm": "random", "trials": 5, "scheduler": settings}
-    result = start_search(build_search(uri, search), session, show_nothing)
+    with draw_no_pages():
+        result = start_search(build_search(uri, search), session, show_nothing)
     assert len(result.trials) == 5
     assert result.best.rounds == SEARCH_ROUNDS
     assert {entry.status for entry in result.trials} <= {FINISHED, STOPPED}
