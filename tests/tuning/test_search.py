@@ -80,7 +80,7 @@ def test_a_search_on_a_regression_minimizes_the_error(uri: str, tmp_path: Path, 
     )
     assert result.best.values == {RATE: 0.1}
     assert result.test_metric == "test_rmse"
-    again = fr.run(fr.load(result.best_file), session=session)
+    *_, again = fr.iter_rounds(fr.load(result.best_file), session=session)
     assert again.metrics["test_rmse"] == result.best_test
     assert result.report is not None
 
@@ -113,7 +113,7 @@ def test_a_trial_equals_a_run_with_its_values(grid: FinishedSearch) -> None:
 
 
 def test_the_best_trial_has_the_lowest_final_loss_and_its_file_repeats_the_result(
-    grid: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grid: FinishedSearch,
 ) -> None:
     best = grid.result.best
     assert best.value == min(entry.value for entry in grid.result.trials if entry.value is not None)
@@ -121,8 +121,7 @@ def test_the_best_trial_has_the_lowest_final_loss_and_its_file_repeats_the_resul
     assert experiment.algorithm.local_lr == best.values[RATE]
     assert experiment.federation.rounds == SEARCH_ROUNDS
     assert experiment.execution.vectorize == best.group_size
-    monkeypatch.chdir(tmp_path)
-    again = fr.run(experiment)
+    *_, again = fr.iter_rounds(experiment)
     assert again.metrics["validation_loss"] == best.value
     (recorded_run,) = [run for run in grid.children.values() if run.data.tags["fednar.kind"] == "best"]
     assert again.metrics["test_accuracy"] == recorded_run.data.metrics["accuracy/test"]
