@@ -9,7 +9,7 @@ from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.search import start_search
 from fednar_ray.tuning.stop_rules import StopFileStopper, StopRules
 from fednar_ray.tuning.trial_table import FINISHED, TrialEntry, TrialTable
-from tests.support.searches import IGNORED_WARNINGS, OPTUNA, build_search, show_nothing
+from tests.support.searches import IGNORED_WARNINGS, OPTUNA, build_search, draw_no_pages, show_nothing
 from tests.support.trials import ROUNDS, build_trial_search, create_table, record_trials
 
 pytestmark = IGNORED_WARNINGS
@@ -24,9 +24,9 @@ def test_stop_rules_end_the_search(uri: str, session: fr.RaySession) -> None:
     assert reached.ended_early is not None
     assert "reached search.stop.target (0.05)" in reached.ended_early
     assert len(reached.trials) < 10
-    impatient = start_search(
-        build_search(uri, {**search, "name": "impatient", "stop": {"patience_trials": 2}}), session, show_nothing
-    )
+    impatient_search = build_search(uri, {**search, "name": "impatient", "stop": {"patience_trials": 2}})
+    with draw_no_pages():
+        impatient = start_search(impatient_search, session, show_nothing)
     assert impatient.ended_early == "2 trials ended without a new best"
     assert len(impatient.trials) < 50
 
