@@ -14,7 +14,16 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.tuning.resources import plan_resources
 from fednar_ray.tuning.search import resume_search, start_search
 from fednar_ray.tuning.trial_table import FAILED, TrialTable
-from tests.support.searches import GRID, IGNORED_WARNINGS, RATE, build_search, list_outcomes, show_nothing, train_alone
+from tests.support.searches import (
+    GRID,
+    IGNORED_WARNINGS,
+    RATE,
+    build_search,
+    draw_no_pages,
+    list_outcomes,
+    show_nothing,
+    train_alone,
+)
 
 pytestmark = IGNORED_WARNINGS
 
@@ -99,8 +108,9 @@ def test_packs_are_given_gpus_and_say_that_torch_cannot_use_them(uri: str, sessi
 def test_a_finished_search_of_packs_is_resumed_where_it_can_be(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}, "pack": 2, "concurrent": "auto"}
     document = build_search(uri, search, execution={"gpus_per_actor": 0})
-    outcomes = list_outcomes(start_search(document, session, show_nothing))
-    assert list_outcomes(resume_search("small", session, show_nothing)) == outcomes
+    with draw_no_pages():
+        outcomes = list_outcomes(start_search(document, session, show_nothing))
+        assert list_outcomes(resume_search("small", session, show_nothing)) == outcomes
     table = TrialTable.load("small")
     assert not table.gpu
     table.gpu = True  # as if its trials had trained on GPUs, which this experiment leaves alone
@@ -113,6 +123,7 @@ def test_a_finished_search_of_packs_is_resumed_where_it_can_be(uri: str, session
 def test_a_trial_reserves_its_actors(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}}
     actors = {"placement": "pooled", "actors": 2, "gpus_per_actor": 0, "vectorize": 2}
-    pooled = start_search(build_search(uri, search, execution=actors), session, show_nothing)
+    with draw_no_pages():
+        pooled = start_search(build_search(uri, search, execution=actors), session, show_nothing)
     serial = build_search(uri, search, execution={**actors, "placement": "serial"})
     assert list_outcomes(pooled) == train_alone(serial, [{RATE: 0.05}, {RATE: 0.1}])
