@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from fednar_ray.tracking.database_process import DatabaseProcess, open_database_process
 from fednar_ray.tracking.store import Store
 from tests.support.servers import wait_for
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -103,14 +104,15 @@ def test_clients_store_through_the_process_what_it_can_store(
 def test_batches_for_another_store_are_not_stored_in_this_one(
     process: DatabaseProcess, shared_uri: str, tmp_path: Path
 ) -> None:
-    other = f"sqlite:///{tmp_path / 'other.db'}"
+    other = create_store(tmp_path / "other.db")
     run_id = create_run(other)
     assert not process.log_batch(other, run_id, [("loss", 0.5, 7, 1)], {}, {})
     Store(other).client.log_batch(run_id, [Metric("loss", 0.5, 7, 1)])
     assert Store(other).client.get_run(run_id).data.metrics == {"loss": 0.5}
 
 
-def test_a_process_that_was_killed_is_done_without(uri: str) -> None:
+def test_a_process_that_was_killed_is_done_without(tmp_path: Path) -> None:
+    uri = create_store(tmp_path / "existing.db")
     before = find_children(os.getpid())
     with open_process(uri):
         (child,) = set(find_children(os.getpid())) - set(before)
