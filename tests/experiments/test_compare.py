@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -293,14 +293,24 @@ def drop_durations(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key not in ("client-s", "wall s")} for row in rows]
 
 
+class Whole(NamedTuple):
+    """An uninterrupted comparison: its working directory, the output of its command, its table and its rounds."""
+
+    folder: Path
+    output: str
+    rows: list[dict[str, str]]
+    trajectories: dict[str, list[Any]]
+
+
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], dict[str, Any]]:
-    """Returns the table and the rounds of an uninterrupted comparison."""
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = run_and_parse(str(write(data, folder=folder)))
-        return drop_durations(result["rows"]), load_trajectories(result["name"])
+        done = run_fednar("compare", str(write(data, folder=folder)), "--resume", "--json")
+        assert done.exit_code == 0, (done.output, done.exception)
+        result = json.loads(done.stdout)
+        return Whole(folder, done.output, drop_durations(result["rows"]), load_trajectories(result["name"]))
 
 
 @pytest.mark.parametrize("pack", ["off", "auto"])
@@ -313,56 +323,86 @@ def test_a_resumed_comparison_equals_an_uninterrupted_one(rounds, pack, data, wh
     before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/model.pt")}
     result = run_and_parse("--resume", name)
     assert result["name"] == name
-    assert drop_durations(result["rows"]) == whole[0]
-    assert load_trajectories(name) == whole[1]
+    assert drop_durations(result["rows"]) == whole.rows
+    assert load_trajectories(name) == whole.trajectories
     assert load_statuses() == ["FINISHED"] * (RUNS + 1)
     assert len(load_children(result["run_id"])) == RUNS
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())  # finished runs were only read
     assert len([*Path("runs").iterdir()]) == RUNS + 1
 
 
-def test_the_same_command_resumes_or_starts_and_shows_a_finished_comparison_again(data, whole, caplog):
+def test_the_same_command_resumes_or_starts_and_shows_a_finished_comparison_again(whole, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, logger="fednar_ray")
-    file = str(write(data))
-    assert "no comparison of 'small' to resume; starting a new one" in run_fednar("compare", file, "--resume").output
+    monkeypatch.chdir(whole.folder)
+    assert "no comparison of 'small' to resume; starting a new one" in whole.output
     (name,) = {path.parent.name for path in Path("runs").glob("*/comparison.yaml")}
     count = len([*Path("runs").iterdir()])
     first = find(name)
     facts = RunDirectory(first.directory.parent / str(first.runs[0].directory)).facts
-    for arguments in ([file, "--resume"], ["--resume", name], ["--resume", name.rpartition("-")[2]]):
+    kept = facts.read_bytes()
+    for arguments in (["small.yaml", "--resume"], ["--resume", name], ["--resume", name.rpartition("-")[2]]):
         facts.write_text("{")  # after the last round, a warning about it is enough
         result = run_and_parse(*arguments)
         assert result["name"] == name
-        assert drop_durations(result["rows"]) == whole[0]
+        assert drop_durations(result["rows"]) == whole.rows
         assert f"{facts} does not say how the run was made" in caplog.text
         caplog.clear()
+    facts.write_bytes(kept)
     assert len([*Path("runs").iterdir()]) == count
     assert load_statuses() == ["FINISHED"] * (RUNS + 1)
 
 
-def test_what_a_killed_process_had_not_sent_of_a_finished_run_is_sent_on_resumption(data):
-    result = run_and_parse(str(write(data)))
-    directory = find(result["name"]).directory.parent / str(find(result["name"]).runs[0].directory)
+def test_what_a_killed_process_had_not_sent_of_a_finished_run_is_sent_on_resumption(whole, monkeypatch):
+    monkeypatch.chdir(whole.folder)
+    (name,) = {path.parent.name for path in Path("runs").glob("*/comparison.yaml")}
+    directory = find(name).directory.parent / str(find(name).runs[0].directory)
     with closing(Outbox(directory)) as outbox:  # as if the process had been killed before it was sent
         outbox.append({"kind": "tags", "tags": {"late": "yes"}})
-    run_and_parse("--resume", result["name"])
+    result = run_and_parse("--resume", name)
     late = [run for run in load_children(result["run_id"]).values() if run.data.tags.get("late") == "yes"]
     assert [run.info.run_id[:8] for run in late] == [directory.name.rpartition("-")[2]]
 
 
-def test_only_the_placement_may_change_on_resumption(data):
-    name = interrupt_comparison(build_document(data), 1)
-    file = str(Path("small.yaml"))
+def test_an_unfinished_comparison_is_listed_and_only_one_process_resumes_it_with_its_own_settings(data):
+    name = interrupt_comparison(build_document(data), ROUNDS + 1)
+    assert_listed_as_unfinished(name)
+    assert_refused_with_other_settings(name)
+    assert_refused_while_locked(name)
+    assert_refused_as_a_run(name)
+    assert run_and_parse("small.yaml", "execution.retries=5", "--resume")["name"] == name  # the placement may change
+    assert re.search(rf"{name} .* 2/2 .*finished", run_fednar("runs").output)
+
+
+def assert_listed_as_unfinished(name: str) -> None:
+    output = run_fednar("runs").output
+    assert "comparisons" in output.splitlines()
+    assert re.search(rf"{name} .* 1/2 .*unfinished", output)
+    assert f"resume it with: fednar compare --resume {name}" in output
+
+
+def assert_refused_with_other_settings(name: str) -> None:
     for change, says in [
         ("compare.seeds=3", "compare.seeds: 3, and was 1"),
         ("federation.rounds=5", "federation.rounds: 5, and was 4"),
         ("regularizer.clip_bound=1", "regularizer.clip_bound: 1.0, and was 0.5"),
     ]:
-        error = run_fednar("compare", file, change, "--resume").exception
+        error = run_fednar("compare", "small.yaml", change, "--resume").exception
         assert isinstance(error, ConfigError)
         assert says in str(error)
         assert f"fednar compare --resume {name}" in str(error)
-    assert run_and_parse(file, "execution.retries=5", "--resume")["name"] == name
+
+
+def assert_refused_while_locked(name: str) -> None:
+    with lock_run_directory(Path("runs", name).absolute()):
+        error = run_fednar("compare", "--resume", name).exception
+    assert isinstance(error, BadInput)
+    assert "is being written by a process that is running" in str(error)
+
+
+def assert_refused_as_a_run(name: str) -> None:
+    error = run_fednar("run", "--resume", name).exception
+    assert isinstance(error, BadInput)
+    assert str(error) == f"{name} is a comparison; resume it with: fednar compare --resume {name}"
 
 
 @pytest.mark.parametrize(
@@ -378,9 +418,10 @@ def test_a_comparison_that_cannot_be_resumed_is_refused(arguments, says):
     assert says in str(error)
 
 
-def test_a_damaged_record_is_named(data):
+def test_a_record_that_is_damaged_or_has_old_keys_is_named(data):
     name = interrupt_comparison(build_document(data), 1)
     path = RunDirectory(Path("runs", name).absolute()).comparison_yaml
+    assert_old_keys_are_refused_with_the_new_names(name, path)
     for text in ("", "[]", "runs: 5", "runs: [{}]", "{"):
         path.write_text(text)
         error = run_fednar("compare", "--resume", name).exception
@@ -389,9 +430,7 @@ def test_a_damaged_record_is_named(data):
     assert name in run_fednar("runs").output  # and the other commands still work
 
 
-def test_a_comparison_with_old_keys_is_refused_with_the_new_names(data):
-    name = interrupt_comparison(build_document(data), 1)
-    path = RunDirectory(Path("runs", name).absolute()).comparison_yaml
+def assert_old_keys_are_refused_with_the_new_names(name: str, path: Path) -> None:
     sections = yaml.safe_load(path.read_text())
     sections["experiment"]["execution"]["cohort_width"] = sections["experiment"]["execution"].pop("vectorize", "auto")
     for run in sections["runs"]:
@@ -419,21 +458,12 @@ def test_a_run_without_a_checkpoint_is_trained_from_its_first_round(data, whole)
     result = run_fednar("compare", "--resume", name, "--json")
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
-    assert drop_durations(summary["rows"]) == whole[0]
-    assert load_trajectories(name) == whole[1]
+    assert drop_durations(summary["rows"]) == whole.rows
+    assert load_trajectories(name) == whole.trajectories
     assert load_statuses() == ["FINISHED"] * (RUNS + 1) + ["KILLED"]  # the attempt that was replaced
     assert len(load_children(summary["run_id"])) == RUNS
     drawn = run_fednar("report", summary["run_id"], "--uri", create_store(Path.cwd() / "mlflow.db"), "--json")
     assert drawn.exit_code == 0, drawn.output
-
-
-def test_a_comparison_is_resumed_by_one_process_at_a_time(data):
-    name = interrupt_comparison(build_document(data), 1)
-    with lock_run_directory(Path("runs", name).absolute()):
-        error = run_fednar("compare", "--resume", name).exception
-    assert isinstance(error, BadInput)
-    assert "is being written by a process that is running" in str(error)
-    assert run_and_parse("--resume", name)["name"] == name
 
 
 def test_a_run_that_another_process_trains_is_not_trained(data):
@@ -454,25 +484,8 @@ def test_a_finished_run_with_a_damaged_identity_remains_in_the_comparison(data, 
     assert directory is not None
     run_id = read_identity(directory).run_id
     RunDirectory(directory).identity.write_text("{}")
-    assert drop_durations(run_and_parse("--resume", name)["rows"]) == whole[0]
+    assert drop_durations(run_and_parse("--resume", name)["rows"]) == whole.rows
     assert "fednar.abandoned" not in MlflowClient().get_run(run_id).data.tags
-
-
-def test_a_comparison_is_not_resumed_as_a_run(data):
-    name = interrupt_comparison(build_document(data), 1)
-    error = run_fednar("run", "--resume", name).exception
-    assert isinstance(error, BadInput)
-    assert str(error) == f"{name} is a comparison; resume it with: fednar compare --resume {name}"
-
-
-def test_the_list_of_runs_shows_comparisons_and_their_progress(data):
-    name = interrupt_comparison(build_document(data), ROUNDS + 1)
-    output = run_fednar("runs").output
-    assert "comparisons" in output.splitlines()
-    assert re.search(rf"{name} .* 1/2 .*unfinished", output)
-    assert f"resume it with: fednar compare --resume {name}" in output
-    run_and_parse("--resume", name)
-    assert re.search(rf"{name} .* 2/2 .*finished", run_fednar("runs").output)
 
 
 def iter_rounds_trained(folder: Path) -> Iterator[int]:
@@ -492,8 +505,8 @@ def test_a_killed_comparison_is_resumed_by_its_command(data, tmp_path, whole):
     done = finish(start_fednar(*command, cwd=tmp_path, env=environment))
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert drop_durations(result["rows"]) == whole[0]
-    assert load_trajectories(result["name"]) == whole[1]
+    assert drop_durations(result["rows"]) == whole.rows
+    assert load_trajectories(result["name"]) == whole.trajectories
     assert set(load_statuses()) <= {"FINISHED", "KILLED"}
     assert {run.info.status for run in load_children(result["run_id"]).values()} == {"FINISHED"}
 
