@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -51,37 +51,41 @@ def start_run(tmp_path: Path) -> tuple[Generator[RoundReport, None, Result], Pat
     return rounds, directory
 
 
-@pytest.mark.parametrize("name", ["curves.png", "report.html", "facts.json"])
 def test_a_run_continues_if_the_disk_is_full_when_its_page_is_written(
-    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rounds, directory = start_run(tmp_path)
-    (directory / name).symlink_to("/dev/full")
+    names = ("curves.png", "report.html", "facts.json")
+    for name in names:
+        (directory / name).symlink_to("/dev/full")
     result = drain(rounds)
-    assert f"{directory / name} was not written: No space left on device" in caplog.text
-    assert not (directory / name).exists()
+    for name in names:
+        assert f"{directory / name} was not written: No space left on device" in caplog.text
+        assert not (directory / name).exists()
     assert len(result.history) == 3
     assert {"model", "model.pt", "finished", "metrics.jsonl"} <= {path.name for path in directory.iterdir()}
     assert "fednar sync" not in caplog.text
 
 
-@pytest.mark.parametrize("name", ["model.pt", "a directory in the model's place"])
-def test_a_run_can_be_resumed_if_the_disk_is_full_when_the_model_is_written(name: str, tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_if_the_disk_is_full_when_the_model_is_written(tmp_path: Path) -> None:
+    """The first end finds a full disk, the second one a directory in the model's place, and the third one writes."""
     rounds, directory = start_run(tmp_path)
-    if name == "model.pt":
-        (directory / name).symlink_to("/dev/full")
-    else:
-        (directory / "model.pt").mkdir()
-    with pytest.raises(RunFailed, match=r"model\.pt cannot be written: ") as failed:
-        drain(rounds)
-    (hint,) = failed.value.__notes__
-    assert hint.endswith(f"resume with: fednar run --resume {directory.name}")
-    if name == "model.pt":
-        (directory / name).unlink()
-    else:
-        (directory / "model.pt").rmdir()
+    model = directory / "model.pt"
+    model.symlink_to("/dev/full")
+    assert_the_model_cannot_be_written(lambda: drain(rounds), directory)
+    model.unlink()
+    model.mkdir()
+    assert_the_model_cannot_be_written(lambda: fr.run(resume=directory.name), directory)
+    model.rmdir()
     assert len(fr.run(resume=directory.name).history) == 3
     assert (directory / "finished").exists()
+
+
+def assert_the_model_cannot_be_written(end: Callable[[], object], directory: Path) -> None:
+    with pytest.raises(RunFailed, match=r"model\.pt cannot be written: ") as failed:
+        end()
+    (hint,) = failed.value.__notes__
+    assert hint.endswith(f"resume with: fednar run --resume {directory.name}")
 
 
 @pytest.mark.parametrize("what", ["the working directory", "the run directory", "the run directory, renamed"])
