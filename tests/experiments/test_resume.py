@@ -32,6 +32,7 @@ from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
 from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import build_small_federation
+from tests.support.commands import run_in_process
 from tests.support.processes import finish, start_fednar
 from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
@@ -662,7 +663,7 @@ def test_if_every_checkpoint_is_damaged_the_run_is_not_resumed(uri: str) -> None
 
 # --- As commands
 
-TYPED_ROUNDS = 45
+TYPED_ROUNDS = 33
 
 
 def build_command(uri: str, every: int) -> list[str]:
@@ -712,24 +713,27 @@ def hash_uninterrupted() -> str:
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_command_that_is_killed_terminated_and_interrupted_gives_the_same_bytes(uri: str) -> None:
-    command = build_command(uri, every=7)
-    code, message = signal_command(command, signal.SIGKILL, find_newest_checkpoint, 7)
+def test_a_command_that_is_killed_terminated_and_interrupted_gives_the_same_bytes(
+    uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = build_command(uri, every=3)
+    code, message = signal_command(command, signal.SIGKILL, find_newest_checkpoint, 3)
     assert code == -signal.SIGKILL, message
     assert "no run of 'long' to resume; starting a new one" in message
     (directory,) = Path("runs").absolute().iterdir()
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     for number, wanted, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
         start, done = find_newest_checkpoint(), count_recorded_rounds()
-        assert 7 <= start <= done < TYPED_ROUNDS
-        code, message = signal_command(command, number, count_recorded_rounds, done + 8)
+        assert 3 <= start <= done < TYPED_ROUNDS
+        code, message = signal_command(command, number, count_recorded_rounds, done + 4)
         assert code == wanted, message
         assert f"INFO resuming {directory.name} at round {start}" in message
         assert message.splitlines()[-1] == f"{word}; resume it with: fednar run --resume {directory.name}"
         assert done < find_newest_checkpoint() == count_recorded_rounds() < TYPED_ROUNDS
         assert MlflowClient(uri).get_run(run_id).info.status == "KILLED"
     start = find_newest_checkpoint()
-    lines = run_to_end(["runs"]).stdout.splitlines()
+    assert run_in_process(monkeypatch, "runs") == 0
+    lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if line.startswith(directory.name)]
     assert f"{start}/{TYPED_ROUNDS}" in row
     assert "interrupted" in row
@@ -740,4 +744,5 @@ def test_a_command_that_is_killed_terminated_and_interrupted_gives_the_same_byte
     assert (summary["resumed_from_round"], summary["rounds"]) == (start, TYPED_ROUNDS)
     assert summary["parameters_sha256"] == hash_uninterrupted()
     assert_recorded_once(directory)
-    assert json.loads(run_to_end(command).stdout) == {**summary, "resumed_from_round": TYPED_ROUNDS}
+    assert run_in_process(monkeypatch, *command) == 0
+    assert json.loads(capsys.readouterr().out) == {**summary, "resumed_from_round": TYPED_ROUNDS}
