@@ -1,4 +1,4 @@
-"""``fednar run`` in its own process and an empty directory. One test types it into a new interpreter."""
+"""``fednar run`` in its own process and an empty directory. tests/end_to_end/test_wheel.py has a new interpreter."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 
 import fednar_ray as fr
 from fednar_ray.config import load_embedded
-from tests.support.commands import SERIAL, TINY, load_journal, open_store, run_fednar, type_fednar
+from tests.support.commands import SERIAL, TINY, load_journal, open_store, run_fednar
 from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
@@ -37,7 +37,7 @@ def check_stages(stderr: str) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_run_prints_one_json_object(tmp_path: Path) -> None:
-    done = type_fednar("run", "--json", *SERIAL, cwd=tmp_path)
+    done = run_fednar("run", "--json", *SERIAL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     directory = Path(summary["directory"])

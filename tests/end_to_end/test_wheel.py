@@ -56,6 +56,8 @@ def run(*command: str | Path, directory: Path) -> str:
         command, cwd=directory, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
     return done.stdout
 
 
