@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 import fednar_ray as fr
 from fednar_ray.config import flatten_settings
+from tests.support.forked_workers import get_executable
 from tests.support.processes import run_script
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +125,7 @@ def test_a_table_is_trained_and_written_and_not_trained_again(hospitals: Path, t
     assert json.loads((tmp_path / "o" / "results.json").read_text()) == results
 
 
+@pytest.mark.usefixtures("processes")
 def test_published_values_are_shown_next_to_measured_ones() -> None:
     code = (
         "import json; from functools import partial; from tables import TABLES, load_cell; "
@@ -132,7 +133,7 @@ def test_published_values_are_shown_next_to_measured_ones() -> None:
         "for c in t.cells(partial(load_cell, {}, ()))] for k, t in TABLES.items()}))"
     )
     folder = SCRIPTS / "reproduction"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run([get_executable(), "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     tables = json.loads(done.stdout)
     assert len(tables["cifar10/full"]) == 6 * 3 * 2
     assert ["fedavg", "α = 0.3", "fednar", 87.57] in tables["cifar10/full"]
