@@ -29,6 +29,7 @@ from fednar_ray.config.describe import list_sections
 from fednar_ray.config.dotted_keys import SECTIONS
 from fednar_ray.config.loading import parse_document
 from tests.end_to_end.test_browser import CHROMIUM, QUIET
+from tests.support.forked_workers import get_executable
 from tests.support.servers import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +201,11 @@ def test_a_console_block_shows_the_output_of_its_commands(block: Block) -> None:
 @pytest.mark.parametrize(
     "block", [b for b in select_blocks("console") if b.note and b.note[0] == "again"], ids=name_block
 )
-def test_reproducible_output_is_printed_again(block: Block, directory: Path) -> None:
+@pytest.mark.usefixtures("processes")
+def test_reproducible_output_is_printed_again(block: Block, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell runs the commands as typed; the ``fednar`` that it finds forks."""
+    monkeypatch.setattr("record.BIN", Path(get_executable()).parent)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     write_files(block.page, directory)
     assert "\n".join(run(block, str(directory))) == block.text
 
