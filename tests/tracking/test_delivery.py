@@ -24,7 +24,7 @@ from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.core.generators import drain
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.train import train
-from fednar_ray.tracking import sender
+from fednar_ray.tracking import outage, sender
 from fednar_ray.tracking.datasets import DataSummary
 from fednar_ray.tracking.journal import Journal, load_records
 from fednar_ray.tracking.json_lines import read_lines
@@ -85,6 +85,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sender, "FLUSH_SECONDS", 0.02)
     monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(outage, "LONGEST_PAUSE_SECONDS", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
