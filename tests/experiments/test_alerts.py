@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,17 @@ def build_experiment(**sections: Any) -> fr.Experiment:
     return fr.Experiment.model_validate({**base, **sections})
 
 
-def train_digits(file: str, overrides: list[str], rounds: int) -> tuple[Alert, ...]:
-    serial = ["execution.placement=serial", f"federation.rounds={rounds}"]
-    settings = load_embedded(file, [*serial, *overrides]).experiment
-    return find_alerts(
-        settings, [report.record() for report in fr.iter_rounds(settings)], ChanceLevel("accuracy", 0.103)
-    )
+def train_digits(file: str, overrides: list[str]) -> tuple[tuple[RoundRecord, ...], tuple[Alert, ...]]:
+    """Returns the rounds of a run, and its alerts."""
+    return train_once(file, tuple(overrides))
+
+
+@cache
+def train_once(file: str, overrides: tuple[str, ...]) -> tuple[tuple[RoundRecord, ...], tuple[Alert, ...]]:
+    """Trains settings once for all tests that look at them."""
+    settings = load_embedded(file, ["execution.placement=serial", "federation.rounds=15", *overrides]).experiment
+    records = tuple(report.record() for report in fr.iter_rounds(settings))
+    return records, find_alerts(settings, records, ChanceLevel("accuracy", 0.103))
 
 
 HEALTHY = {
@@ -57,7 +63,8 @@ HEALTHY = {
 @pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("case", HEALTHY)
 def test_a_run_that_learns_raises_no_alert(case):
-    assert train_digits(*HEALTHY[case], rounds=15) == ()
+    _, alerts = train_digits(*HEALTHY[case])
+    assert alerts == ()
 
 
 BAD = {
@@ -86,7 +93,7 @@ CHANGE = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_badly_chosen_setting_is_reported_with_a_remedy(case):
     file, overrides, names = BAD[case]
-    alerts = train_digits(file, overrides, rounds=15)
+    _, alerts = train_digits(file, overrides)
     assert ",".join(alert.name for alert in alerts) == names
     assert CHANGE[case] in alerts[0].message
     assert all("Likely cause: " in alert.message for alert in alerts)
@@ -105,10 +112,8 @@ def list_advice(alerts: Iterable[Alert]) -> list[str]:
 
 def measure_accuracy(file: str, overrides: list[str]) -> tuple[float, tuple[Alert, ...]]:
     """Returns the mean test accuracy of the last rounds, and the run's alerts."""
-    settings = load_embedded(file, ["execution.placement=serial", "federation.rounds=15", *overrides]).experiment
-    records = [report.record() for report in fr.iter_rounds(settings)]
-    final = sum(record.metrics["test_accuracy"] for record in records[-3:]) / 3
-    return final, find_alerts(settings, records, ChanceLevel("accuracy", 0.103))
+    records, alerts = train_digits(file, overrides)
+    return sum(record.metrics["test_accuracy"] for record in records[-3:]) / 3, alerts
 
 
 ADVISED = {
