@@ -22,9 +22,10 @@ from tests.support.stores import create_store
 pytestmark = pytest.mark.usefixtures("processes")
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from fednar_ray.tracking.database_process import DatabaseProcess
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore it
 with DatabaseProcess(sys.argv[1]):
     print(flush=True)
     time.sleep(600)
