@@ -1,6 +1,7 @@
 """Training without a framework: a plain loop, one vmapped batch, or bare processes (the limit of the machine)."""
 
 import argparse
+import multiprocessing.connection
 import random
 import time
 from collections.abc import Callable
@@ -96,12 +97,14 @@ def run_bare(options: argparse.Namespace) -> None:
     together, queue = context.Barrier(options.workers), context.Queue()
     count = w.WORKLOADS[options.workload].sampled // options.workers
     work = (options.workload, options.cifar and str(options.cifar), count, options.rounds, together, queue)
-    processes = [context.Process(target=train_bare, args=work) for _ in range(options.workers)]
+    processes = [context.Process(target=train_bare, args=work, daemon=True) for _ in range(options.workers)]
     for process in processes:
         process.start()
+    while running := [process.sentinel for process in processes if process.is_alive()]:
+        multiprocessing.connection.wait(running)
+        if any(process.exitcode for process in processes):
+            raise SystemExit("a process failed; its output says why")
     seconds = np.max([queue.get() for _ in processes], axis=0)
-    for process in processes:
-        process.join()
     end = time.perf_counter()
     w.print_report((end - seconds.sum() + np.concatenate([[0], np.cumsum(seconds)])).tolist())
 

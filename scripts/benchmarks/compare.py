@@ -173,6 +173,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts alone")
     parser.add_argument("--cifar", type=Path, help="cifar10.npz (train_x, train_y); without it random images")
     options = parser.parse_args()
+    if options.cifar and not options.cifar.is_file():
+        parser.error(f"--cifar: there is no file {options.cifar}")
     parts = options.only or PARTS
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for part in parts:
@@ -194,7 +196,7 @@ def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
         return {"rows": [row for _ in range(options.repetitions) for row in run_for_rows(SCRIPTS[part])]}
     if part in SCRIPTS:
         return {"rows": run_for_rows(SCRIPTS[part])}
-    table, extra = TABLES[part], ("--cifar", str(options.cifar)) if options.cifar and part == "W2" else ()
+    table, extra = TABLES[part], ("--cifar", str(options.cifar.resolve())) if options.cifar and part == "W2" else ()
     runs: dict[str, list[dict[str, Any]]] = {system.label: [] for system in table.systems}
     for repetition in range(options.repetitions):
         for system in table.systems:
