@@ -1,6 +1,5 @@
 """Commands as Ray jobs: what is sent, what is refused, and jobs on a real cluster with a real MLflow server."""
 
-import hashlib
 import json
 import os
 import secrets
@@ -27,6 +26,7 @@ from fednar_ray.config import Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.tracking.store import Store
 from tests.support.cluster_nodes import HEAD, ROOT, SECOND, THIRD, Cluster, build_clean_environment, run_cluster
+from tests.support.commands import hash_parameters
 from tests.support.forked_workers import get_executable
 from tests.support.mlflow_server import Server
 from tests.support.processes import ForkedProcess, finish, run_command_of_ray, start_fednar
@@ -351,7 +351,7 @@ def test_a_job_that_loses_and_regains_a_node_gives_the_bytes_of_a_serial_run(
 
     monkeypatch.syspath_prepend(project)
     alone = list(fr.iter_rounds(fr.load(project / "experiment.yaml", ["execution.placement=serial"])))
-    assert summary["parameters_sha256"] == hashlib.sha256(alone[-1].parameters.tobytes()).hexdigest()
+    assert summary["parameters_sha256"] == hash_parameters(alone[-1])
     run = client.get_run(summary["run_id"])
     assert (run.info.status, summary["actors"]) == ("FINISHED", 2)
     assert load_losses(client, run) == [report.metrics["train_loss"] for report in alone]

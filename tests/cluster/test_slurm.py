@@ -1,6 +1,5 @@
 """The script for Slurm: what it starts, what its signals do, and a job on two nodes that is requeued and resumes."""
 
-import hashlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import pytest
 
 import fednar_ray as fr
 from tests.support.cluster_nodes import HEAD, SECOND
+from tests.support.commands import hash_parameters
 from tests.support.servers import wait_for
 from tests.support.slurm import JOB_ID, SlurmJob, end_node_processes
 from tests.support.stores import create_store
@@ -216,4 +216,4 @@ def test_a_job_that_is_stopped_and_requeued_ends_in_the_bytes_of_a_serial_run(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     *_, alone = fr.iter_rounds(fr.load("mine.yaml", ["execution.placement=serial"]))
-    assert summary["parameters_sha256"] == hashlib.sha256(alone.parameters.tobytes()).hexdigest()
+    assert summary["parameters_sha256"] == hash_parameters(alone)

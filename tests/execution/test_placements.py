@@ -190,7 +190,9 @@ def test_a_dedicated_actor_may_have_a_client_without_examples(session: fr.RaySes
 
 
 @pytest.mark.parametrize("bound", ["adaptive", "fednar"])
-def test_private_rounds_give_the_same_bytes_and_epsilon_in_every_placement(bound: str, session: fr.RaySession) -> None:
+def test_private_rounds_give_the_same_bytes_and_epsilon_on_any_number_of_actors(
+    bound: str, session: fr.RaySession
+) -> None:
     def train(**execution: Any) -> list[tuple[bytes, float, float]]:
         settings = build_experiment(
             "fedavgm", execution, clients_per_round=5, sampling="poisson", local_epochs=None, local_steps=3
@@ -204,6 +206,8 @@ def test_private_rounds_give_the_same_bytes_and_epsilon_in_every_placement(bound
             for each in reports
         ]
 
-    assert train(placement="pooled", actors=3, vectorize=2) == train(placement="serial", vectorize=2)
+    serial = train(placement="serial", vectorize=2)
+    for actors in (1, 3):
+        assert train(placement="pooled", actors=actors, vectorize=2) == serial, actors
     alone = train(placement="serial", vectorize=1)
     assert train(placement="dedicated", vectorize=1) == alone

@@ -1,7 +1,6 @@
 """A resumed run has the same bytes, history and MLflow run as one that was never interrupted."""
 
 import contextlib
-import hashlib
 import json
 import shutil
 import signal
@@ -32,7 +31,7 @@ from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
 from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import build_small_federation
-from tests.support.commands import run_in_process
+from tests.support.commands import hash_parameters, run_in_process
 from tests.support.processes import finish, start_fednar
 from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
@@ -709,7 +708,7 @@ def find_newest_checkpoint() -> int:
 def hash_uninterrupted() -> str:
     """Returns the SHA-256 of the final parameters of an uninterrupted run."""
     *_, last = fr.iter_rounds(fr.load("long.yaml"))
-    return hashlib.sha256(last.parameters.tobytes()).hexdigest()
+    return hash_parameters(last)
 
 
 @pytest.mark.usefixtures("processes")

@@ -1,5 +1,6 @@
 """Runs ``fednar`` commands as a user types them, and reads the runs that they leave."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from fednar_ray.cli.main import main
+from fednar_ray.core.reports import RoundReport
 from tests.support.processes import FEDNAR, finish, start_fednar
 from tests.support.servers import PATIENCE_SECONDS
 
@@ -67,6 +69,11 @@ def open_store(folder: Path) -> MlflowClient:
 
 def load_journal(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def hash_parameters(report: RoundReport) -> str:
+    """Returns the SHA-256 of a round's parameters, as the summary of a run has it."""
+    return hashlib.sha256(report.parameters.tobytes()).hexdigest()
 
 
 def run_in_process(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

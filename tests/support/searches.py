@@ -102,7 +102,7 @@ def train_alone(document: Document, points: Iterable[Mapping[str, Any]]) -> list
 
 OPTUNA = {
     "algorithm": "optuna",
-    "trials": 11,  # one more than are drawn at random
+    "trials": 12,
     "scheduler": {"name": "asha", "grace_rounds": 2, "reduction": 2},
     "space": {RATE: {"loguniform": [0.001, 1.0]}, DECAY: {"loguniform": [1e-4, 0.3]}},
 }
